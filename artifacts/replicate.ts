@@ -1,0 +1,112 @@
+import { hash } from 'node:crypto'
+import { parseDescriptor } from '../api/descriptor.ts'
+import { ShoalError, Transient } from '../api/errors.ts'
+import { type CheckOutcome, checkReplica, type ExpectedBlob, MAX_DESCRIPTOR_BYTES } from './check.ts'
+import { forEachParallel, retry } from './parallel.ts'
+import { compositeChecksum, type PartRange, partRanges } from './partSize.ts'
+import type { Store, UploadedPart } from './store.ts'
+import { getRange, getSmall, putPart } from './transfer.ts'
+
+export interface CopySource {
+  /** Presigned, readable by ranges. */
+  blobUrl: string
+  descriptorUrl: string
+}
+
+export interface ReplicateOptions {
+  signal: AbortSignal
+  /** Bytes of the blob that are in our bucket. */
+  onBytes?: (copiedBytes: number) => void
+  /** The object that is there was found corrupt. */
+  replace?: boolean
+  /** Parts at a time, each in memory. Default 4. */
+  parallel?: number
+}
+
+const ATTEMPTS_PER_PART = 4
+
+/**
+ * Copies one blob and its descriptor into our bucket, then reads all of it back. An upload that was broken off goes on
+ * with the parts it has. Every part is hashed on its way, and nothing becomes visible unless all parts together give
+ * the artifact's composite checksum.
+ *
+ * @throws Transient `Unavailable` (the source), `StoreUnreachable` (ours), `ChecksumMismatch` (the source has other bytes)
+ */
+export async function replicate(
+  store: Store,
+  blob: ExpectedBlob,
+  source: CopySource,
+  options: ReplicateOptions,
+): Promise<CheckOutcome> {
+  await copyDescriptor(store, blob, source, options.signal)
+  if (options.replace || !(await isThere(store, blob))) {
+    // an object at the key would win over the new one
+    await store.delete(blob.key)
+    await copyBlob(store, blob, source, options)
+  }
+  options.onBytes?.(blob.sizeBytes)
+  return checkReplica(store, blob, { allBytes: true, signal: options.signal })
+}
+
+async function isThere(store: Store, blob: ExpectedBlob): Promise<boolean> {
+  try {
+    const head = await store.head(blob.key)
+    return head.sizeBytes === blob.sizeBytes && head.checksum === blob.checksum
+  } catch (error) {
+    if (error instanceof ShoalError && error.code === 'ReplicaMissing') return false
+    throw error
+  }
+}
+
+async function copyDescriptor(store: Store, blob: ExpectedBlob, source: CopySource, signal: AbortSignal) {
+  const bytes = await retry(ATTEMPTS_PER_PART, signal, () =>
+    getSmall(source.descriptorUrl, MAX_DESCRIPTOR_BYTES, signal),
+  )
+  if (parseDescriptor(bytes).digest !== blob.descriptorDigest)
+    throw new Transient('ChecksumMismatch', 'The source’s descriptor is another one.')
+  await store.put(blob.descriptorKey, bytes)
+}
+
+async function copyBlob(store: Store, blob: ExpectedBlob, source: CopySource, options: ReplicateOptions) {
+  const { uploadId, parts } = await openUpload(store, blob)
+  const ranges = partRanges(blob.sizeBytes, blob.partSizeBytes)
+  const isDone = (range: PartRange) => parts.get(range.number)?.sizeBytes === range.sizeBytes
+  let copiedBytes = ranges.filter(isDone).reduce((sum, range) => sum + range.sizeBytes, 0)
+  options.onBytes?.(copiedBytes)
+
+  await forEachParallel(
+    ranges.filter((range) => !isDone(range)),
+    options.parallel ?? 4,
+    async ({ number, first, sizeBytes }, signal) => {
+      const bytes = await retry(ATTEMPTS_PER_PART, signal, () => getRange(source.blobUrl, first, sizeBytes, signal))
+      const sha256 = hash('sha256', bytes, 'base64')
+      const etag = await retry(ATTEMPTS_PER_PART, signal, async () =>
+        putPart(await store.presignPart({ key: blob.key, uploadId, number, sizeBytes, sha256 }), bytes, signal),
+      )
+      parts.set(number, { number, etag, sha256, sizeBytes })
+      copiedBytes += sizeBytes
+      options.onBytes?.(copiedBytes)
+    },
+    options.signal,
+  )
+
+  const inOrder = ranges.map((range) => parts.get(range.number) as UploadedPart)
+  if (compositeChecksum(inOrder.map((part) => part.sha256)) !== blob.checksum) {
+    await store.abortUpload(blob.key, uploadId)
+    throw new Transient('ChecksumMismatch', 'The source’s bytes are not those that were built.')
+  }
+  await store.completeUpload({
+    key: blob.key,
+    uploadId,
+    parts: inOrder,
+    sizeBytes: blob.sizeBytes,
+    checksum: blob.checksum,
+  })
+}
+
+async function openUpload(store: Store, blob: ExpectedBlob) {
+  const open = (await store.listUploads(blob.key)).findLast((upload) => upload.key === blob.key)
+  if (!open) return { uploadId: await store.startUpload(blob.key), parts: new Map<number, UploadedPart>() }
+  const parts = await store.listParts(blob.key, open.uploadId)
+  return { uploadId: open.uploadId, parts: new Map(parts.map((part) => [part.number, part])) }
+}
