@@ -1,0 +1,317 @@
+import { type Descriptor, pieceSizeBytes } from '../api/descriptor.ts'
+import { ActivePiece } from './activePiece.ts'
+import type { Address } from './addresses.ts'
+import { Blame } from './blame.ts'
+import type { PieceBuffer, PieceBuffers } from './buffers.ts'
+import { type Peer, type Request, requestKey, STANDARD_BLOCK_BYTES } from './peer.ts'
+import type { PiecePicker } from './picker.ts'
+import { encodeNumbers, messageId, WireError } from './wire.ts'
+
+/** Memory for pieces on their way in, hashing and writing included. */
+const ACTIVE_BYTES = 64 << 20
+const MAX_ACTIVE = 512
+/** Requests under way to one peer: what it sends in this time, between these bounds. */
+const PIPELINE_SECONDS = 0.5
+const MIN_PIPELINE_BYTES = 512 << 10
+const MAX_PIPELINE_BYTES = 8 << 20
+const BLOCK_TIMEOUT_MS = 15_000
+const SNUBBED_TIMEOUT_MS = 60_000
+/** In the endgame a block is asked of a second peer once it is this late. */
+const LATE_MS = 250
+/** What a peer may send that we did not ask for, before it is a flood. */
+const MAX_UNASKED_BYTES = 32 << 20
+
+/** Who sent a block: what is banned if it was wrong. */
+export interface Sender {
+  id: string
+  address: Address
+}
+
+interface DownloaderOptions {
+  descriptor: Descriptor
+  picker: PiecePicker
+  buffers: PieceBuffers
+  peers(): Iterable<Peer>
+  verify(index: number, buffer: PieceBuffer): Promise<boolean>
+  /** A verified piece: store it and tell everyone. */
+  keep(index: number, buffer: PieceBuffer): Promise<void>
+  ban(sender: Sender, pieceIndex: number): void
+  /** Room for new requests came free. */
+  refill(): void
+  failed(error: unknown): void
+}
+
+/**
+ * Requests: which block of which piece to ask of whom. A piece is fetched whole from one peer as long as that peer
+ * delivers; others help only when no piece is left to begin, and in the endgame late blocks are asked of a second one.
+ */
+export class Downloader {
+  readonly #o: DownloaderOptions
+  readonly #active = new Map<number, ActivePiece>()
+  readonly #blame = new Blame<Sender>(STANDARD_BLOCK_BYTES)
+  readonly #senders = new Map<string, Sender>()
+  readonly #checks = new Set<Promise<void>>()
+  readonly #maxActive: number
+  #reserved = 0
+  #stopped = false
+  downloadedBytes = 0
+  wastedBytes = 0
+
+  constructor(o: DownloaderOptions) {
+    this.#o = o
+    this.#maxActive = Math.min(MAX_ACTIVE, Math.max(4, Math.floor(ACTIVE_BYTES / o.descriptor.pieceLengthBytes)))
+  }
+
+  /** Asks this peer for as much as its pipeline holds. */
+  fill(peer: Peer, nowMs: number): void {
+    if (this.#stopped || peer.peerChoking || !peer.amInterested || peer.closed) return
+    const pipelineBytes = pipelineOf(peer)
+    const messages: Buffer[] = []
+    while (peer.requestedBytes < pipelineBytes && peer.requests.size < peer.maxRequests) {
+      const next = this.#next(peer, nowMs)
+      if (!next) break
+      const { piece, unit, units } = next
+      const begin = unit * STANDARD_BLOCK_BYTES
+      const sizeBytes = Math.min(units * STANDARD_BLOCK_BYTES, piece.sizeBytes - begin)
+      for (let i = unit; i < unit + units; i++) piece.ask(i)
+      peer.requests.set(requestKey(piece.index, begin), { pieceIndex: piece.index, begin, sizeBytes, sentMs: nowMs })
+      peer.requestedBytes += sizeBytes
+      messages.push(encodeNumbers(messageId.request, piece.index, begin, sizeBytes))
+    }
+    if (messages.length > 0) peer.write(Buffer.concat(messages))
+  }
+
+  #next(peer: Peer, nowMs: number): { piece: ActivePiece; unit: number; units: number } | undefined {
+    const maxUnits = peer.blockBytes / STANDARD_BLOCK_BYTES
+    for (const wanted of [peer, undefined]) {
+      for (const piece of this.#active.values()) {
+        if (piece.owner !== wanted || !peer.has.has(piece.index)) continue
+        const run = piece.freeRun(maxUnits)
+        if (!run) continue
+        piece.owner = peer
+        return { piece, ...run }
+      }
+    }
+    if (this.#full) this.#evictOrphan()
+    const index = this.#full ? undefined : this.#o.picker.take((candidate) => peer.has.has(candidate))
+    if (index !== undefined) {
+      const sizeBytes = pieceSizeBytes(this.#o.descriptor, index)
+      const piece = new ActivePiece({
+        index,
+        sizeBytes,
+        buffer: this.#o.buffers.acquire(this.#o.descriptor.pieceLengthBytes),
+        oneSender: this.#blame.wantsOneSender(index),
+        units: Math.ceil(sizeBytes / STANDARD_BLOCK_BYTES),
+      })
+      piece.lastProgressMs = nowMs
+      piece.owner = peer
+      this.#active.set(index, piece)
+      const run = piece.freeRun(maxUnits)
+      return run && { piece, ...run }
+    }
+    for (const piece of this.#active.values()) {
+      if (piece.oneSender || !peer.has.has(piece.index)) continue
+      const run = piece.freeRun(maxUnits)
+      if (run) return { piece, ...run }
+    }
+    if (!this.#o.picker.exhausted || peer.snubbed) return undefined
+    for (const piece of this.#active.values()) {
+      if (piece.oneSender || piece.owner === peer || !peer.has.has(piece.index)) continue
+      const run =
+        nowMs - piece.lastProgressMs > LATE_MS ? piece.lateRun(maxUnits, askedOf(peer, piece.index)) : undefined
+      if (run) return { piece, ...run }
+    }
+    return undefined
+  }
+
+  /** A piece begun by a peer that left must not hold the room that pieces others have could use. */
+  #evictOrphan(): void {
+    for (const piece of this.#active.values()) {
+      if (piece.owner || !piece.idle) continue
+      this.#active.delete(piece.index)
+      this.#o.buffers.release(piece.buffer)
+      this.#o.picker.putBack(piece.index)
+      return
+    }
+  }
+
+  get #full(): boolean {
+    return this.#active.size + this.#reserved >= this.#maxActive
+  }
+
+  /** Where an arriving block goes; undefined to throw it away. */
+  target(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number): Uint8Array | undefined {
+    const request = peer.requests.get(requestKey(pieceIndex, begin))
+    const piece = this.#active.get(pieceIndex)
+    if (!piece || request?.sizeBytes !== sizeBytes || request.begin !== begin || request.pieceIndex !== pieceIndex)
+      return undefined
+    if (!piece.receive(...unitsOf(request))) return undefined
+    peer.receiving = request
+    return piece.buffer.bytes.subarray(begin, begin + sizeBytes)
+  }
+
+  /** An arriving block ended. @throws WireError when the peer floods us with what we did not ask for. */
+  received(
+    peer: Peer,
+    block: { pieceIndex: number; begin: number; sizeBytes: number; kept: boolean },
+    nowMs: number,
+  ): void {
+    const request = peer.requests.get(requestKey(block.pieceIndex, block.begin))
+    peer.received.add(block.sizeBytes)
+    peer.lastBlockMs = nowMs
+    peer.snubbed = false
+    peer.receiving = undefined
+    if (request?.sizeBytes !== block.sizeBytes || request.begin !== block.begin) {
+      this.wastedBytes += block.sizeBytes
+      peer.wastedBytes += block.sizeBytes
+      if (peer.wastedBytes > MAX_UNASKED_BYTES) throw new WireError('sends what was not asked for')
+      return
+    }
+    this.#drop(peer, request)
+    const piece = this.#active.get(block.pieceIndex)
+    if (!block.kept || !piece) {
+      if (piece) piece.unask(...unitsOf(request), false)
+      this.wastedBytes += block.sizeBytes
+    } else {
+      this.downloadedBytes += block.sizeBytes
+      peer.receivedBytes += block.sizeBytes
+      piece.lastProgressMs = nowMs
+      const whole = piece.done(...unitsOf(request), this.#senderOf(peer))
+      this.#cancelElsewhere(piece, request)
+      if (whole) this.#track(this.#check(piece))
+    }
+    this.fill(peer, nowMs)
+  }
+
+  /** The peer refuses a request (BEP 6). @returns whether it was one of ours. */
+  rejected(peer: Peer, pieceIndex: number, begin: number): boolean {
+    const request = peer.requests.get(requestKey(pieceIndex, begin))
+    if (request?.pieceIndex !== pieceIndex || request.begin !== begin) return false
+    this.#drop(peer, request)
+    this.#active.get(pieceIndex)?.unask(...unitsOf(request), false)
+    return true
+  }
+
+  /** Everything asked of this peer is free for others: it left, choked us or is too slow. */
+  release(peer: Peer): void {
+    peer.discardBlock()
+    for (const request of [...peer.requests.values()]) {
+      const receiving = peer.receiving === request
+      this.#drop(peer, request)
+      this.#active.get(request.pieceIndex)?.unask(...unitsOf(request), receiving)
+    }
+    peer.receiving = undefined
+    for (const piece of this.#active.values()) {
+      if (piece.owner !== peer || piece.checking) continue
+      piece.owner = undefined
+      if (piece.oneSender) piece.reset()
+    }
+  }
+
+  /** Finds peers that owe us blocks for too long. */
+  tick(peers: Iterable<Peer>, nowMs: number): void {
+    for (const peer of peers) {
+      const oldest = peer.requests.values().next().value
+      if (!oldest) continue
+      const sinceMs = Math.max(oldest.sentMs, peer.lastBlockMs)
+      if (peer.snubbed && nowMs - peer.lastBlockMs > SNUBBED_TIMEOUT_MS) peer.close('delivers nothing')
+      else if (nowMs - sinceMs > BLOCK_TIMEOUT_MS) {
+        for (const { pieceIndex, begin, sizeBytes } of peer.requests.values())
+          peer.write(encodeNumbers(messageId.cancel, pieceIndex, begin, sizeBytes))
+        peer.snubbed = true
+        this.release(peer)
+      }
+    }
+  }
+
+  /** Makes a piece from elsewhere (the origin) count like one from peers. The buffer stays the caller's. */
+  reserve(): boolean {
+    if (this.#full || this.#stopped) return false
+    this.#reserved++
+    return true
+  }
+
+  unreserve(): void {
+    this.#reserved--
+  }
+
+  /** Nothing is asked or checked any more. */
+  async stop(): Promise<void> {
+    this.#stopped = true
+    await Promise.all(this.#checks)
+    for (const piece of this.#active.values()) this.#o.buffers.release(piece.buffer)
+    this.#active.clear()
+  }
+
+  /** The endgame asked two peers for it: the slower one need not bother. */
+  #cancelElsewhere(piece: ActivePiece, { pieceIndex, begin, sizeBytes }: Request): void {
+    if ((piece.asked[begin / STANDARD_BLOCK_BYTES] ?? 0) === 0) return
+    for (const peer of this.#o.peers()) {
+      const request = peer.requests.get(requestKey(pieceIndex, begin))
+      if (request?.sizeBytes !== sizeBytes || peer.receiving === request) continue
+      this.#drop(peer, request)
+      piece.unask(...unitsOf(request), false)
+      peer.write(encodeNumbers(messageId.cancel, pieceIndex, begin, sizeBytes))
+    }
+  }
+
+  #drop(peer: Peer, request: { pieceIndex: number; begin: number; sizeBytes: number }): void {
+    peer.requests.delete(requestKey(request.pieceIndex, request.begin))
+    peer.requestedBytes -= request.sizeBytes
+  }
+
+  #senderOf(peer: Peer): Sender {
+    let sender = this.#senders.get(peer.id)
+    if (!sender) {
+      if (this.#senders.size > 10_000) this.#senders.clear()
+      sender = { id: peer.id, address: peer.address }
+      this.#senders.set(peer.id, sender)
+    }
+    return sender
+  }
+
+  #track(check: Promise<void>): void {
+    this.#checks.add(check)
+    void check.catch((error) => this.#o.failed(error)).finally(() => this.#checks.delete(check))
+  }
+
+  async #check(piece: ActivePiece): Promise<void> {
+    const { index, buffer } = piece
+    piece.checking = true
+    const bytes = buffer.bytes.subarray(0, piece.sizeBytes)
+    try {
+      if (await this.#o.verify(index, buffer)) {
+        for (const liar of this.#blame.succeeded(index, bytes)) this.#o.ban(liar, index)
+        await this.#o.keep(index, buffer)
+      } else {
+        this.downloadedBytes -= piece.sizeBytes
+        this.wastedBytes += piece.sizeBytes
+        const liar = this.#blame.failed(index, bytes, piece.senders)
+        if (liar) this.#o.ban(liar, index)
+        this.#o.picker.putBack(index)
+      }
+    } catch (error) {
+      this.#o.picker.putBack(index)
+      throw error
+    } finally {
+      this.#active.delete(index)
+      this.#o.buffers.release(buffer)
+    }
+    this.#o.refill()
+  }
+}
+
+function pipelineOf(peer: Peer): number {
+  if (peer.snubbed) return 1
+  return Math.min(MAX_PIPELINE_BYTES, Math.max(MIN_PIPELINE_BYTES, peer.received.bytesPerSecond * PIPELINE_SECONDS))
+}
+
+function unitsOf(request: { begin: number; sizeBytes: number }): [unit: number, units: number] {
+  return [request.begin / STANDARD_BLOCK_BYTES, Math.ceil(request.sizeBytes / STANDARD_BLOCK_BYTES)]
+}
+
+/** Tells whether a unit of this piece is asked of this peer. */
+function askedOf(peer: Peer, pieceIndex: number): (unit: number) => boolean {
+  const ranges = [...peer.requests.values()].filter((request) => request.pieceIndex === pieceIndex).map(unitsOf)
+  return (unit) => ranges.some(([first, units]) => unit >= first && unit < first + units)
+}

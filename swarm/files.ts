@@ -1,0 +1,239 @@
+import { constants } from 'node:fs'
+import { chmod, type FileHandle, lstat, mkdir, open, readlink, rm, symlink } from 'node:fs/promises'
+import { dirname, join, relative } from 'node:path'
+import { type Descriptor, type DescriptorFile, pieceSizeBytes } from '../api/descriptor.ts'
+import { ShoalError, Transient } from '../api/errors.ts'
+
+const MAX_OPEN = 128
+const { O_RDONLY, O_RDWR, O_CREAT, O_NOFOLLOW } = constants
+
+interface OpenFile {
+  handle: Promise<FileHandle>
+  uses: number
+  /** Called when the last use ends; then the file is closed. */
+  retired?: () => void
+}
+
+/** A stretch of a piece inside one file. */
+interface Extent {
+  fileIndex: number
+  fileOffset: number
+  pieceOffset: number
+  sizeBytes: number
+}
+
+/**
+ * A release folder being filled: files at their full size from the start (sparse), pieces written straight into their
+ * places. Links and modes come from the descriptor, whose paths were checked when it was parsed.
+ */
+export class ReleaseFiles implements AsyncDisposable {
+  readonly #descriptor: Descriptor
+  readonly #dir: string
+  /** Where each file begins in the blob. */
+  readonly #starts: Float64Array
+  readonly #open = new Map<number, OpenFile>()
+  readonly #dirty = new Set<number>()
+  #protected = false
+  /** When each file was last changed (ns), as of the last sync; what else changes it shows. */
+  readonly modifiedNs: BigUint64Array
+  /** Files that held something before we came. */
+  readonly existed = new Set<number>()
+
+  private constructor(descriptor: Descriptor, dir: string) {
+    this.#descriptor = descriptor
+    this.#dir = dir
+    this.#starts = new Float64Array(descriptor.files.length)
+    this.modifiedNs = new BigUint64Array(descriptor.files.length)
+    let start = 0
+    descriptor.files.forEach((file, i) => {
+      this.#starts[i] = start
+      start += file.sizeBytes
+    })
+  }
+
+  /** Creates what is missing. @throws Transient `DiskFull`. */
+  static async prepare(descriptor: Descriptor, dir: string): Promise<ReleaseFiles> {
+    const files = new ReleaseFiles(descriptor, dir)
+    const folders = new Set(descriptor.files.map((file) => dirname(file.path)))
+    for (const folder of folders) await mkdir(join(dir, folder), { recursive: true })
+    for (const [index, file] of descriptor.files.entries())
+      await diskErrors(() => (file.symlink === undefined ? files.#create(index, file) : files.#link(file)))
+    return files
+  }
+
+  async #create(index: number, file: DescriptorFile): Promise<void> {
+    const path = join(this.#dir, file.path)
+    const before = await lstat(path, { bigint: true }).catch(() => undefined)
+    if (before && !before.isFile()) await rm(path, { recursive: true, force: true })
+    else if (before) await chmod(path, file.executable ? 0o755 : 0o644)
+    await using handle = await open(path, O_RDWR | O_CREAT | O_NOFOLLOW, file.executable ? 0o755 : 0o644)
+    if (before?.isFile() && before.size === BigInt(file.sizeBytes)) {
+      this.modifiedNs[index] = before.mtimeNs
+      if (before.blocks > 0n) this.existed.add(index)
+      return
+    }
+    if (before?.isFile() && before.blocks > 0n) this.existed.add(index)
+    await handle.truncate(file.sizeBytes)
+    this.modifiedNs[index] = 0n
+    this.#dirty.add(index)
+  }
+
+  async #link(file: DescriptorFile): Promise<void> {
+    const path = join(this.#dir, file.path)
+    const text = relative(dirname(path), join(this.#dir, file.symlink ?? '')) || '.'
+    if ((await readlink(path).catch(() => undefined)) === text) return
+    await rm(path, { recursive: true, force: true })
+    await symlink(text, path)
+  }
+
+  /** The files that hold a piece's bytes. */
+  filesOf(pieceIndex: number): number[] {
+    return this.#extents(pieceIndex).map((extent) => extent.fileIndex)
+  }
+
+  /** Fills the first bytes of `into` with the piece. @throws when a file is gone or shorter than it was made. */
+  async read(pieceIndex: number, into: Uint8Array): Promise<void> {
+    for (const { fileIndex, fileOffset, pieceOffset, sizeBytes } of this.#extents(pieceIndex)) {
+      await this.#with(fileIndex, async (handle) => {
+        for (let done = 0; done < sizeBytes; ) {
+          const { bytesRead } = await handle.read(into, pieceOffset + done, sizeBytes - done, fileOffset + done)
+          if (bytesRead === 0) throw new ShoalError('NotFound', `${this.#path(fileIndex)} is shorter than it was.`)
+          done += bytesRead
+        }
+      })
+    }
+  }
+
+  /** @throws Transient `DiskFull`. */
+  async write(pieceIndex: number, from: Uint8Array): Promise<void> {
+    if (this.#protected) await this.#protect(false)
+    for (const { fileIndex, fileOffset, pieceOffset, sizeBytes } of this.#extents(pieceIndex)) {
+      await this.#with(fileIndex, async (handle) => {
+        for (let done = 0; done < sizeBytes; ) {
+          const position = fileOffset + done
+          const { bytesWritten } = await diskErrors(() =>
+            handle.write(from, pieceOffset + done, sizeBytes - done, position),
+          )
+          done += bytesWritten
+        }
+      })
+      this.#dirty.add(fileIndex)
+    }
+  }
+
+  /** What was written before this call is on the disk when it returns. */
+  async sync(): Promise<void> {
+    const dirty = [...this.#dirty]
+    this.#dirty.clear()
+    for (const index of dirty) {
+      try {
+        await this.#with(index, async (handle) => {
+          await diskErrors(() => handle.datasync())
+          this.modifiedNs[index] = (await handle.stat({ bigint: true })).mtimeNs
+        })
+      } catch (error) {
+        for (const left of dirty) this.#dirty.add(left)
+        throw error
+      }
+    }
+  }
+
+  /**
+   * Takes the right to write from every file: nothing changes a release that is whole. Files are reopened for reading
+   * alone, for Linux starts no program that someone has open for writing (ETXTBSY).
+   */
+  protect(): Promise<void> {
+    return this.#protect(true)
+  }
+
+  async #protect(on: boolean): Promise<void> {
+    this.#protected = on
+    for (const file of this.#descriptor.files) {
+      const bits = (file.executable ? 0o111 : 0) | (on ? 0o444 : 0o644)
+      if (file.symlink === undefined) await chmod(join(this.#dir, file.path), bits)
+    }
+    await this.#closeAll()
+  }
+
+  #path(fileIndex: number): string {
+    return this.#descriptor.files[fileIndex]?.path ?? ''
+  }
+
+  #extents(pieceIndex: number): Extent[] {
+    const extents: Extent[] = []
+    let position = pieceIndex * this.#descriptor.pieceLengthBytes
+    const end = position + pieceSizeBytes(this.#descriptor, pieceIndex)
+    const begin = position
+    for (let i = this.#fileAt(position); position < end; i++) {
+      const fileOffset = position - (this.#starts[i] ?? 0)
+      const sizeBytes = Math.min(end - position, (this.#descriptor.files[i]?.sizeBytes ?? 0) - fileOffset)
+      if (sizeBytes > 0) extents.push({ fileIndex: i, fileOffset, pieceOffset: position - begin, sizeBytes })
+      position += sizeBytes
+    }
+    return extents
+  }
+
+  /** The last file that begins at or before `position`. */
+  #fileAt(position: number): number {
+    let low = 0
+    let high = this.#starts.length - 1
+    while (low < high) {
+      const middle = (low + high + 1) >> 1
+      if ((this.#starts[middle] ?? 0) <= position) low = middle
+      else high = middle - 1
+    }
+    return low
+  }
+
+  /** An artifact may have more files than a process may open: the least used are closed. */
+  async #with<T>(index: number, use: (handle: FileHandle) => Promise<T>): Promise<T> {
+    let file = this.#open.get(index)
+    if (!file) {
+      const mode = this.#protected ? O_RDONLY : O_RDWR
+      const handle = open(join(this.#dir, this.#path(index)), mode | O_NOFOLLOW)
+      file = { handle, uses: 0 }
+      handle.catch(() => this.#open.delete(index))
+    }
+    this.#open.delete(index)
+    this.#open.set(index, file)
+    file.uses++
+    try {
+      return await use(await file.handle)
+    } finally {
+      if (--file.uses === 0) file.retired?.()
+      for (const [other, idle] of this.#open) {
+        if (this.#open.size <= MAX_OPEN) break
+        if (idle.uses > 0) continue
+        this.#open.delete(other)
+        await (await idle.handle).close()
+      }
+    }
+  }
+
+  /** Waits for those in use. */
+  async #closeAll(): Promise<void> {
+    const files = [...this.#open.values()]
+    this.#open.clear()
+    for (const file of files) {
+      if (file.uses > 0)
+        await new Promise<void>((resolve) => {
+          file.retired = resolve
+        })
+      await file.handle.then((handle) => handle.close()).catch(() => {})
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#closeAll()
+  }
+}
+
+async function diskErrors<T>(run: () => Promise<T>): Promise<T> {
+  try {
+    return await run()
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code
+    if (code === 'ENOSPC' || code === 'EDQUOT') throw new Transient('DiskFull', 'The disk is full.', { cause: error })
+    throw error
+  }
+}

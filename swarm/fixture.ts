@@ -1,0 +1,146 @@
+/** For the tests of this folder: artifacts of random bytes, nodes that close themselves, and waiting. */
+import { hash, randomBytes } from 'node:crypto'
+import { chmod, mkdir, mkdtemp, readFile, readlink, rm, symlink, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import * as assert from 'uvu/assert'
+import {
+  comparePaths,
+  type Descriptor,
+  type DescriptorFile,
+  encodeDescriptor,
+  parseDescriptor,
+} from '../api/descriptor.ts'
+import { SwarmNode } from './node.ts'
+import type { Swarm, SwarmOptions } from './swarm.ts'
+
+export interface Sample {
+  descriptor: Descriptor
+  torrent: Uint8Array
+  blob: Buffer
+}
+
+/** An artifact with these files, of random bytes; a string instead of a size is a symlink's target. */
+export function sampleArtifact(files: Record<string, number | string>, pieceLengthBytes: number): Sample {
+  const entries: DescriptorFile[] = Object.entries(files)
+    .map(([path, content]) =>
+      typeof content === 'string'
+        ? { path, sizeBytes: 0, executable: false, symlink: content }
+        : { path, sizeBytes: content, executable: path.startsWith('bin/') },
+    )
+    .sort((a, b) => comparePaths(a.path, b.path))
+  const blob = randomBytes(entries.reduce((sum, file) => sum + file.sizeBytes, 0))
+  const pieces: Buffer[] = []
+  for (let at = 0; at < blob.length; at += pieceLengthBytes) pieces.push(blob.subarray(at, at + pieceLengthBytes))
+  const torrent = encodeDescriptor({
+    name: 'sample',
+    pieceLengthBytes,
+    files: entries,
+    pieceSha1: Buffer.concat(pieces.map((piece) => hash('sha1', piece, 'buffer'))),
+    pieceSha256: Buffer.concat(pieces.map((piece) => hash('sha256', piece, 'buffer'))),
+  })
+  return { descriptor: parseDescriptor(torrent), torrent, blob }
+}
+
+/** A temporary folder and everything opened in it; disposing closes and removes all. */
+export class Playground implements AsyncDisposable {
+  readonly dir: string
+  readonly #nodes: SwarmNode[] = []
+  #count = 0
+
+  private constructor(dir: string) {
+    this.dir = dir
+  }
+
+  static async create(): Promise<Playground> {
+    return new Playground(await mkdtemp(join(tmpdir(), 'shoal-swarm-')))
+  }
+
+  async node(uploadBytesPerSecond?: number): Promise<SwarmNode> {
+    const log = { debug() {}, info() {}, error() {} }
+    const limit = uploadBytesPerSecond === undefined ? {} : { uploadBytesPerSecond }
+    const node = await SwarmNode.listen({ host: '127.0.0.1', port: 0, log, ...limit })
+    this.#nodes.push(node)
+    return node
+  }
+
+  /** A swarm in a folder of its own, or in `name`'s. */
+  async open(node: SwarmNode, sample: Sample, o: Partial<SwarmOptions> & { name?: string } = {}): Promise<Swarm> {
+    const { name = `machine-${this.#count++}`, ...options } = o
+    await mkdir(join(this.dir, name), { recursive: true })
+    return node.open({
+      descriptor: sample.descriptor,
+      dir: join(this.dir, name, 'release'),
+      stateFile: join(this.dir, name, 'state'),
+      key: undefined,
+      ...options,
+    })
+  }
+
+  /** A node and swarm that have everything. */
+  async seed(sample: Sample, o: Partial<SwarmOptions> & { name?: string; uploadBytesPerSecond?: number } = {}) {
+    const { uploadBytesPerSecond, ...options } = o
+    const name = options.name ?? `seed-${this.#count++}`
+    await writeRelease(join(this.dir, name, 'release'), sample)
+    const node = await this.node(uploadBytesPerSecond)
+    const swarm = await this.open(node, sample, { ...options, name })
+    await swarm.done
+    return { node, swarm, address: { host: '127.0.0.1', port: node.port } }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.#nodes.map((node) => node[Symbol.asyncDispose]()))
+    await rm(this.dir, { recursive: true, force: true })
+  }
+}
+
+export async function writeRelease(dir: string, { descriptor, blob }: Sample): Promise<void> {
+  let at = 0
+  for (const file of descriptor.files) {
+    const path = join(dir, file.path)
+    await mkdir(dirname(path), { recursive: true })
+    if (file.symlink !== undefined) await symlink(join(dir, file.symlink), path)
+    else await writeFile(path, blob.subarray(at, at + file.sizeBytes))
+    if (file.executable) await chmod(path, 0o755)
+    at += file.sizeBytes
+  }
+}
+
+/** The folder holds the artifact's bytes, links and modes. */
+export async function assertRelease(dir: string, { descriptor, blob }: Sample): Promise<void> {
+  let at = 0
+  for (const file of descriptor.files) {
+    const path = join(dir, file.path)
+    if (file.symlink !== undefined) {
+      assert.is(join(dirname(path), await readlink(path)), join(dir, file.symlink), `link ${file.path}`)
+      continue
+    }
+    const bytes = await readFile(path)
+    assert.ok(bytes.equals(blob.subarray(at, at + file.sizeBytes)), `${file.path} differs`)
+    at += file.sizeBytes
+  }
+}
+
+/** Waits for a condition, not for a time. */
+export async function until(
+  condition: () => boolean | Promise<boolean>,
+  what: string,
+  timeoutMs = 10_000,
+): Promise<void> {
+  const deadlineMs = performance.now() + timeoutMs
+  while (!(await condition())) {
+    if (performance.now() > deadlineMs) throw new Error(`timed out waiting until ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  }
+}
+
+/** The promise, or an error when it takes longer. */
+export async function within<T>(promise: Promise<T>, what: string, timeoutMs = 20_000): Promise<T> {
+  const { promise: late, reject } = Promise.withResolvers<never>()
+  const timer = setTimeout(() => reject(new Error(`timed out: ${what}`)), timeoutMs)
+  try {
+    return await Promise.race([promise, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}

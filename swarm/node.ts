@@ -1,0 +1,199 @@
+/**
+ * Pieces between peers. A process has one `SwarmNode`: one listening port, one hash thread, one upload limit; each
+ * artifact is a `Swarm` on it. What is on disk was verified by the SHA-256 that the descriptor gives; who sends wrong
+ * bytes is found and banned. The wire is BitTorrent v1, with larger blocks and a proof of the swarm's key between
+ * agents. The tracker's table is in `tracker.ts`. Used by the agent and, for the tracker, the fleet server.
+ */
+import { randomBytes } from 'node:crypto'
+import { connect, createServer, type Server, type Socket } from 'node:net'
+import { ShoalError } from '../api/errors.ts'
+import type { Address } from './addresses.ts'
+import { PieceBuffers, PieceCache } from './buffers.ts'
+import { type Clock, systemClock } from './clock.ts'
+import { Hasher } from './hasher.ts'
+import { Peer } from './peer.ts'
+import { RateLimit } from './rate.ts'
+import { PieceStore } from './store.ts'
+import { Swarm, type SwarmOptions } from './swarm.ts'
+
+const CACHE_BYTES = 64 << 20
+const SPARE_BYTES = 64 << 20
+const HASH_THREADS = 1
+const READ_BYTES = 256 << 10
+/** Accepted connections that have not said yet what they want. */
+const MAX_HALF_OPEN = 64
+const TICK_MS = 500
+
+/** A pino logger fits. */
+export interface SwarmLog {
+  debug(fields: object, message: string): void
+  info(fields: object, message: string): void
+  error(fields: object, message: string): void
+}
+
+interface NodeOptions {
+  host: string
+  /** 0 for any. */
+  port: number
+  log: SwarmLog
+  clock?: Clock
+  random?: () => number
+  /** For all swarms together; no limit by default. */
+  uploadBytesPerSecond?: number
+}
+
+export class SwarmNode implements AsyncDisposable {
+  readonly port: number
+  readonly #server: Server
+  readonly #log: SwarmLog
+  readonly #clock: Clock
+  readonly #random: () => number
+  readonly #limit: RateLimit
+  readonly #hasher = new Hasher(HASH_THREADS)
+  readonly #buffers = new PieceBuffers(SPARE_BYTES)
+  readonly #cache = new PieceCache(this.#buffers, CACHE_BYTES)
+  readonly #swarms = new Map<string, Swarm>()
+  readonly #peers = new Set<Peer>()
+  readonly #stopTimer: () => void
+  #halfOpen = 0
+
+  private constructor(server: Server, o: NodeOptions) {
+    this.#server = server
+    const address = server.address()
+    this.port = typeof address === 'object' && address ? address.port : o.port
+    this.#log = o.log
+    this.#clock = o.clock ?? systemClock
+    this.#random = o.random ?? Math.random
+    this.#limit = new RateLimit(o.uploadBytesPerSecond ?? Number.POSITIVE_INFINITY, this.#clock)
+    server.on('connection', (socket) => this.#accept(socket))
+    server.on('error', (error) => this.#log.error({ err: error }, 'swarm port failed'))
+    this.#stopTimer = this.#clock.every(TICK_MS, () => {
+      for (const peer of [...this.#peers]) peer.tick(this.#clock.nowMs())
+    })
+  }
+
+  static async listen(o: NodeOptions): Promise<SwarmNode> {
+    const server = createServer()
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject)
+      server.listen({ host: o.host, port: o.port }, () => {
+        server.off('error', reject)
+        resolve()
+      })
+    })
+    return new SwarmNode(server, o)
+  }
+
+  /**
+   * Joins an artifact's swarm: creates the folder and its files, takes over what a former process left.
+   * @throws Transient `DiskFull`; ShoalError `Conflict` when this swarm is open already.
+   */
+  async open(options: SwarmOptions): Promise<Swarm> {
+    const { descriptor, dir, stateFile, signal } = options
+    const { infoHash } = descriptor
+    if (this.#swarms.has(infoHash)) throw new ShoalError('Conflict', `The swarm ${infoHash} is open already.`)
+    const store = await PieceStore.open({
+      descriptor,
+      dir,
+      stateFile,
+      signal,
+      hasher: this.#hasher,
+      buffers: this.#buffers,
+    })
+    if (signal?.aborted || this.#swarms.has(infoHash)) {
+      await store[Symbol.asyncDispose]()
+      signal?.throwIfAborted()
+      throw new ShoalError('Conflict', `The swarm ${infoHash} is open already.`)
+    }
+    const swarm = new Swarm({
+      options,
+      peerId: options.peerId ?? Buffer.concat([Buffer.from('-SH0100-'), randomBytes(12)]),
+      store,
+      buffers: this.#buffers,
+      cache: this.#cache,
+      limit: this.#limit,
+      clock: this.#clock,
+      random: this.#random,
+      log: this.#log,
+      listenPort: this.port,
+      dial: (from, address) => this.#dial(from, address),
+      onClose: () => this.#swarms.delete(infoHash),
+    })
+    this.#swarms.set(infoHash, swarm)
+    return swarm
+  }
+
+  /** Leaves all swarms. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stopTimer()
+    await Promise.all([...this.#swarms.values()].map((swarm) => swarm[Symbol.asyncDispose]()))
+    for (const peer of [...this.#peers]) peer.close('we leave')
+    await new Promise((resolve) => this.#server.close(resolve))
+    await this.#hasher[Symbol.asyncDispose]()
+  }
+
+  #accept(socket: Socket): void {
+    if (this.#halfOpen >= MAX_HALF_OPEN) {
+      socket.destroy()
+      return
+    }
+    this.#halfOpen++
+    let open = true
+    const settled = () => {
+      if (open) this.#halfOpen--
+      open = false
+    }
+    const peer = new Peer({
+      socket,
+      dialled: false,
+      address: { host: plainHost(socket.remoteAddress), port: socket.remotePort ?? 0 },
+      clock: this.#clock,
+      resolve: (infoHash) => this.#swarms.get(infoHash),
+      onClose: (closed, reason) => {
+        settled()
+        this.#peers.delete(closed)
+        this.#log.debug({ peer: closed.address, reason }, 'accepted peer left')
+      },
+    })
+    this.#peers.add(peer)
+    socket.on('data', (chunk: Buffer) => {
+      peer.read(chunk)
+      if (peer.joined) settled()
+    })
+  }
+
+  #dial(swarm: Swarm, address: Address): Peer {
+    // one buffer for all reads of this connection: blocks are copied out of it into their pieces
+    const buffer = Buffer.allocUnsafeSlow(READ_BYTES)
+    const socket = connect({
+      host: address.host,
+      port: address.port,
+      onread: {
+        buffer,
+        callback: (bytes) => {
+          peer.read(buffer.subarray(0, bytes))
+          return true
+        },
+      },
+    })
+    const peer = new Peer({
+      socket,
+      dialled: true,
+      address: { host: address.host, port: address.port },
+      clock: this.#clock,
+      resolve: (infoHash) => (infoHash === swarm.infoHash ? swarm : undefined),
+      onClose: (closed, reason) => {
+        this.#peers.delete(closed)
+        swarm.hungUp(closed, reason)
+      },
+    })
+    this.#peers.add(peer)
+    socket.once('connect', () => peer.greet(swarm))
+    return peer
+  }
+}
+
+/** Node writes IPv4 peers of a dual-stack socket as `::ffff:a.b.c.d`. */
+function plainHost(host: string | undefined): string {
+  return host?.replace(/^::ffff:/, '') ?? ''
+}

@@ -1,0 +1,128 @@
+import type { PieceBuffer, PieceBuffers } from './buffers.ts'
+import type { Clock } from './clock.ts'
+import type { Downloader } from './downloader.ts'
+import type { PiecePicker } from './picker.ts'
+
+const READS_AT_ONCE = 4
+const FIRST_RETRY_MS = 1000
+const LAST_RETRY_MS = 30_000
+/** Peers that have the missing pieces but don't deliver this long: then the origin reads those too. */
+const PATIENCE_MS = 5000
+
+/** Reads pieces from the region's bucket, for as long as its owner has the lease. */
+export interface OriginSource {
+  /** Exactly this piece's bytes. Rejects when the signal aborts. */
+  read(pieceIndex: number, signal: AbortSignal): Promise<Uint8Array>
+  /** Whether the lease covers this piece; all, by default. */
+  allows?(pieceIndex: number): boolean
+}
+
+interface OriginReaderOptions {
+  picker: PiecePicker
+  buffers: PieceBuffers
+  downloader: Downloader
+  clock: Clock
+  pieceSizeBytes(index: number): number
+  verify(index: number, buffer: PieceBuffer): Promise<boolean>
+  keep(index: number, buffer: PieceBuffer): Promise<void>
+  /** A read failed, or gave wrong bytes. */
+  fault(index: number, error: unknown): void
+  failed(error: unknown): void
+}
+
+/**
+ * Fetches from the origin what no connected peer has, a few pieces at a time. It is withdrawn and given back as the
+ * lease comes and goes.
+ */
+export class OriginReader {
+  readonly #o: OriginReaderOptions
+  readonly #reads = new Set<Promise<void>>()
+  #lease: { source: OriginSource; abort: AbortController } | undefined
+  #failures = 0
+  #pausedUntilMs = 0
+  #lastGainMs: number
+  downloadedBytes = 0
+  wastedBytes = 0
+
+  constructor(o: OriginReaderOptions) {
+    this.#o = o
+    this.#lastGainMs = o.clock.nowMs()
+  }
+
+  set(source: OriginSource | undefined): void {
+    this.#lease?.abort.abort()
+    this.#lease = source && { source, abort: new AbortController() }
+    this.#failures = 0
+    this.#pausedUntilMs = 0
+    this.fill()
+  }
+
+  /** Any piece came, from anywhere. */
+  gained(): void {
+    this.#lastGainMs = this.#o.clock.nowMs()
+  }
+
+  fill(): void {
+    const nowMs = this.#o.clock.nowMs()
+    const lease = this.#lease
+    if (!lease || nowMs < this.#pausedUntilMs) return
+    const patient = nowMs - this.#lastGainMs < PATIENCE_MS
+    while (this.#reads.size < READS_AT_ONCE) {
+      if (!this.#o.downloader.reserve()) return
+      const index = this.#o.picker.take(
+        (i) => (!patient || this.#o.picker.availability(i) === 0) && (lease.source.allows?.(i) ?? true),
+      )
+      if (index === undefined) {
+        this.#o.downloader.unreserve()
+        return
+      }
+      const read: Promise<void> = this.#read(index, lease).finally(() => {
+        this.#reads.delete(read)
+        this.#o.downloader.unreserve()
+        this.fill()
+      })
+      this.#reads.add(read)
+    }
+  }
+
+  async #read(index: number, { source, abort }: { source: OriginSource; abort: AbortController }): Promise<void> {
+    const sizeBytes = this.#o.pieceSizeBytes(index)
+    const buffer = this.#o.buffers.acquire(sizeBytes)
+    try {
+      const bytes = await source.read(index, abort.signal)
+      if (bytes.length !== sizeBytes) throw new Error(`the origin gave ${bytes.length} bytes instead of ${sizeBytes}`)
+      buffer.bytes.set(bytes)
+      if (!(await this.#o.verify(index, buffer))) {
+        this.wastedBytes += sizeBytes
+        throw new Error('the origin gave other bytes than were built')
+      }
+    } catch (error) {
+      this.#o.picker.putBack(index)
+      this.#o.buffers.release(buffer)
+      if (!abort.signal.aborted) this.#fault(index, error)
+      return
+    }
+    try {
+      await this.#o.keep(index, buffer)
+      this.downloadedBytes += sizeBytes
+      this.#failures = 0
+    } catch (error) {
+      this.#o.picker.putBack(index)
+      this.#o.failed(error)
+    } finally {
+      this.#o.buffers.release(buffer)
+    }
+  }
+
+  #fault(index: number, error: unknown): void {
+    const backoffMs = Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.#failures++)
+    this.#pausedUntilMs = this.#o.clock.nowMs() + backoffMs
+    this.#o.fault(index, error)
+  }
+
+  async stop(): Promise<void> {
+    this.#lease?.abort.abort()
+    this.#lease = undefined
+    await Promise.all(this.#reads)
+  }
+}

@@ -1,0 +1,48 @@
+import type { Clock } from './clock.ts'
+
+/** Bytes per second over the last seconds, weighted towards now. Fed with bytes, read by `tick`. */
+export class Speed {
+  #bytes = 0
+  #lastMs: number
+  bytesPerSecond = 0
+
+  constructor(nowMs: number) {
+    this.#lastMs = nowMs
+  }
+
+  add(bytes: number): void {
+    this.#bytes += bytes
+  }
+
+  /** Call now and then, at any interval. */
+  tick(nowMs: number): void {
+    const seconds = (nowMs - this.#lastMs) / 1000
+    if (seconds <= 0) return
+    const weight = 1 - Math.exp(-seconds)
+    this.bytesPerSecond += (this.#bytes / seconds - this.bytesPerSecond) * weight
+    this.#bytes = 0
+    this.#lastMs = nowMs
+  }
+}
+
+/** A token bucket for a whole process, first come, first served. */
+export class RateLimit {
+  readonly #bytesPerSecond: number
+  readonly #clock: Clock
+  #freeAtMs = 0
+
+  /** `Infinity` for none. */
+  constructor(bytesPerSecond: number, clock: Clock) {
+    this.#bytesPerSecond = bytesPerSecond
+    this.#clock = clock
+  }
+
+  /** Resolves when these bytes may go: at once while within 100 ms of the rate. */
+  async take(bytes: number): Promise<void> {
+    if (this.#bytesPerSecond === Number.POSITIVE_INFINITY) return
+    const nowMs = this.#clock.nowMs()
+    this.#freeAtMs = Math.max(this.#freeAtMs, nowMs - 100) + (bytes / this.#bytesPerSecond) * 1000
+    const waitMs = this.#freeAtMs - nowMs
+    if (waitMs > 0) await new Promise<void>((resolve) => this.#clock.after(waitMs, resolve))
+  }
+}

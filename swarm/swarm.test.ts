@@ -1,0 +1,55 @@
+import { stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { assertRelease, Playground, sampleArtifact, until, within } from './fixture.ts'
+
+const test = suite('swarm')
+
+const tree = {
+  'a/empty': 0,
+  'a/one': 1,
+  'bin/server': 13_000_001,
+  current: 'bin/server',
+  'data/big': 25_000_003,
+  'data/small': 777,
+  'lib/deep/x/y': 2_000_000,
+  'lib/root': '',
+  zero: 0,
+}
+
+test('three machines fetch from one seed; what each has on disk is the artifact', async () => {
+  await using playground = await Playground.create()
+  const sample = sampleArtifact(tree, 256 << 10)
+  const key = Buffer.from('the key of this artifact')
+  const seed = await playground.seed(sample, { key })
+  const nodes = await Promise.all([1, 2, 3].map(() => playground.node()))
+  const swarms = await Promise.all(nodes.map((node, i) => playground.open(node, sample, { key, name: `leech-${i}` })))
+  const addresses = [seed.address, ...nodes.map((node) => ({ host: '127.0.0.1', port: node.port }))]
+  for (const swarm of swarms) swarm.addPeers(addresses)
+  await within(Promise.all(swarms.map((swarm) => swarm.done)), 'all have it')
+  for (const i of [0, 1, 2]) {
+    const dir = join(playground.dir, `leech-${i}`, 'release')
+    await assertRelease(dir, sample)
+    assert.is((await stat(join(dir, 'bin/server'))).mode & 0o777, 0o555)
+    assert.is((await stat(join(dir, 'data/big'))).mode & 0o777, 0o444)
+  }
+  const copies = seed.swarm.stats().uploadedBytes / sample.descriptor.sizeBytes
+  const wasted = swarms.reduce((sum, swarm) => sum + swarm.stats().wastedBytes, 0) / sample.descriptor.sizeBytes
+  console.log(`seed sent ${copies.toFixed(2)} copies, ${wasted.toFixed(3)} copies wasted`)
+  assert.ok(copies < 2.2, `the seed sent ${copies} copies`)
+  for (const swarm of swarms)
+    assert.equal(swarm.have(), { pieces: 153, total: 153, bytes: sample.descriptor.sizeBytes })
+})
+
+test('those who have all part: complete machines hold no connection to each other', async () => {
+  await using playground = await Playground.create()
+  const sample = sampleArtifact({ f: 3_000_000 }, 64 << 10)
+  const seed = await playground.seed(sample)
+  const leech = await playground.open(await playground.node(), sample)
+  leech.addPeers([seed.address])
+  await within(leech.done, 'done')
+  await until(() => seed.swarm.stats().peers === 0 && leech.stats().peers === 0, 'they part')
+})
+
+test.run()

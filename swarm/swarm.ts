@@ -1,0 +1,463 @@
+import { type Descriptor, pieceSizeBytes } from '../api/descriptor.ts'
+import { ShoalError } from '../api/errors.ts'
+import { type Address, AddressBook, addressKey } from './addresses.ts'
+import { Bans } from './bans.ts'
+import { Bitfield } from './bitfield.ts'
+import type { PieceBuffer, PieceBuffers, PieceCache } from './buffers.ts'
+import { chooseUnchoked } from './choker.ts'
+import type { Clock } from './clock.ts'
+import { Downloader, type Sender } from './downloader.ts'
+import { OriginReader, type OriginSource } from './originReader.ts'
+import type { Peer, PeerHost } from './peer.ts'
+import { PiecePicker } from './picker.ts'
+import type { RateLimit } from './rate.ts'
+import type { PieceStore } from './store.ts'
+import { Uploader } from './uploader.ts'
+import { encodeMessage, encodeNumbers, messageId, WireError } from './wire.ts'
+
+const MAX_DIALLED = 8
+const MAX_ACCEPTED = 32
+const UPLOAD_SLOTS = 8
+const TURN_MS = 10_000
+const TICK_MS = 250
+const SAVE_MS = 5000
+
+export interface SwarmOptions {
+  descriptor: Descriptor
+  /** The release folder; files are created in it and written in their places. */
+  dir: string
+  /** Beside the release folder, not in it. */
+  stateFile: string
+  /** The artifact's swarm key, which both ends prove before any piece is spoken of; undefined: open to anyone. */
+  key: Uint8Array | undefined
+  /** 20 bytes; made up by default. */
+  peerId?: Uint8Array
+  origin?: OriginSource
+  signal?: AbortSignal
+  /** A piece is verified and written. */
+  onHave?: (pieceIndex: number) => void
+}
+
+export interface SwarmStats {
+  downloadedFromPeersBytes: number
+  downloadedFromOriginBytes: number
+  uploadedBytes: number
+  /** Came, and was of no use: wrong, or there already. */
+  wastedBytes: number
+  peers: number
+  /** Ids and addresses of those who sent wrong bytes. */
+  banned: string[]
+}
+
+/** What a swarm gets from its node. */
+interface SwarmParts {
+  options: SwarmOptions
+  peerId: Uint8Array
+  store: PieceStore
+  buffers: PieceBuffers
+  cache: PieceCache
+  limit: RateLimit
+  clock: Clock
+  random: () => number
+  log: { debug(fields: object, message: string): void; info(fields: object, message: string): void }
+  listenPort: number
+  dial(swarm: Swarm, address: Address): Peer
+  onClose(swarm: Swarm): void
+}
+
+/** One artifact among its peers: fetches what is missing, gives what it has, until disposed. */
+export class Swarm implements AsyncDisposable, PeerHost {
+  readonly infoHash: string
+  readonly peerId: Uint8Array
+  readonly key: Uint8Array | undefined
+  readonly pieceCount: number
+  readonly listenPort: number
+  /** All pieces are verified, synced and protected. Rejects when the disk is full, on abort and on dispose. */
+  readonly done: Promise<void>
+
+  readonly #p: SwarmParts
+  readonly #descriptor: Descriptor
+  readonly #peers = new Set<Peer>()
+  readonly #dialling = new Set<Peer>()
+  readonly #picker: PiecePicker
+  readonly #downloader: Downloader
+  readonly #uploader: Uploader
+  readonly #origin: OriginReader
+  readonly #addresses: AddressBook
+  readonly #bans = new Bans()
+  readonly #settle: { resolve(): void; reject(error: unknown): void }
+  readonly #stopTimers: (() => void)[]
+  #finishing = false
+  #failed = false
+  #closing: Promise<void> | undefined
+
+  constructor(p: SwarmParts) {
+    this.#p = p
+    this.#descriptor = p.options.descriptor
+    this.infoHash = this.#descriptor.infoHash
+    this.peerId = p.peerId
+    this.key = p.options.key
+    this.pieceCount = this.#descriptor.pieceCount
+    this.listenPort = p.listenPort
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    this.done = promise
+    this.done.catch(() => {})
+    this.#settle = { resolve, reject }
+
+    this.#addresses = new AddressBook(p.random)
+    this.#picker = new PiecePicker(this.pieceCount, p.random)
+    for (let i = 0; i < this.pieceCount; i++) if (p.store.pieces.has(i)) this.#picker.gained(i)
+    const verify = (index: number, buffer: PieceBuffer) => p.store.verify(index, buffer)
+    const keep = (index: number, buffer: PieceBuffer) => this.#keep(index, buffer)
+    const failed = (error: unknown) => this.#fail(error)
+    const sizeOf = (index: number) => (index < this.pieceCount ? pieceSizeBytes(this.#descriptor, index) : 0)
+    this.#downloader = new Downloader({
+      descriptor: this.#descriptor,
+      picker: this.#picker,
+      buffers: p.buffers,
+      peers: () => this.#peers,
+      verify,
+      keep,
+      failed,
+      ban: (sender, pieceIndex) => this.#ban(sender, pieceIndex),
+      refill: () => this.#fillAll(),
+    })
+    this.#uploader = new Uploader({
+      buffers: p.buffers,
+      limit: p.limit,
+      pieceSizeBytes: sizeOf,
+      has: (index) => this.#picker.had.has(index),
+      load: (index) => this.#load(index),
+    })
+    this.#origin = new OriginReader({
+      picker: this.#picker,
+      buffers: p.buffers,
+      downloader: this.#downloader,
+      clock: p.clock,
+      pieceSizeBytes: sizeOf,
+      verify,
+      keep,
+      failed,
+      fault: (pieceIndex, error) =>
+        p.log.info({ infoHash: this.infoHash, pieceIndex, err: error }, 'origin read failed'),
+    })
+    this.#stopTimers = [
+      p.clock.every(TICK_MS, () => this.#tick()),
+      p.clock.every(SAVE_MS, () => void p.store.save().catch(failed)),
+    ]
+    this.#origin.set(p.options.origin)
+    if (this.#picker.had.full) void this.#finish()
+    const { signal } = p.options
+    const abort = () => void this[Symbol.asyncDispose]()
+    signal?.addEventListener('abort', abort, { once: true })
+    this.#stopTimers.push(() => signal?.removeEventListener('abort', abort))
+  }
+
+  /** Peers to try; those known already are not added again. Call it with every announce. */
+  addPeers(addresses: Address[]): void {
+    const nowMs = this.#p.clock.nowMs()
+    for (const address of addresses) if (!this.#bans.bansAddress(address)) this.#addresses.add(address, nowMs)
+    this.#dialMore()
+  }
+
+  /** Offers or withdraws the bucket; withdrawing aborts reads under way. */
+  setOrigin(origin: OriginSource | undefined): void {
+    if (!this.#closing) this.#origin.set(origin)
+  }
+
+  have(): { pieces: number; total: number; bytes: number } {
+    const { had } = this.#picker
+    const last = this.pieceCount - 1
+    const short = had.has(last) ? this.#descriptor.pieceLengthBytes - pieceSizeBytes(this.#descriptor, last) : 0
+    return { pieces: had.count, total: had.size, bytes: had.count * this.#descriptor.pieceLengthBytes - short }
+  }
+
+  /** Indexes of the pieces we lack. */
+  missing(): number[] {
+    return this.#picker.missing()
+  }
+
+  stats(): SwarmStats {
+    return {
+      downloadedFromPeersBytes: this.#downloader.downloadedBytes,
+      downloadedFromOriginBytes: this.#origin.downloadedBytes,
+      uploadedBytes: this.#uploader.uploadedBytes,
+      wastedBytes: this.#downloader.wastedBytes + this.#origin.wastedBytes,
+      peers: this.#peers.size,
+      banned: this.#bans.list(),
+    }
+  }
+
+  /** @internal */
+  joined(peer: Peer): boolean {
+    if (this.#closing || this.#bans.bansPeer(peer.id) || this.#bans.bansAddress(peer.address)) return false
+    if (peer.id === Buffer.from(this.peerId).toString('hex')) {
+      this.#addresses.forget(peer.address)
+      return false
+    }
+    for (const other of this.#peers) {
+      if (other.id !== peer.id) continue
+      // both dialled: both ends keep the one that the lower id dialled
+      const dialledByUs = Buffer.from(this.peerId).toString('hex') < peer.id
+      if (other.dialled === peer.dialled || other.dialled === dialledByUs) return false
+      other.close('connected twice')
+    }
+    if (!peer.dialled && [...this.#peers].filter((other) => !other.dialled).length >= MAX_ACCEPTED) return false
+    this.#dialling.delete(peer)
+    this.#peers.add(peer)
+    this.#addresses.occupy(peer.address)
+    const { had } = this.#picker
+    if (peer.fast && had.full) peer.write(encodeMessage(messageId.haveAll))
+    else if (peer.fast && had.count === 0) peer.write(encodeMessage(messageId.haveNone))
+    else if (had.count > 0) peer.write(encodeMessage(messageId.bitfield, had.bytes))
+    return true
+  }
+
+  /** @internal */
+  left(peer: Peer): void {
+    this.#peers.delete(peer)
+    this.#picker.peerLeft(peer.has)
+    this.#downloader.release(peer)
+    this.#uploader.drop(peer)
+    if (this.#closing) return
+    if (!peer.dialled) this.#free(peer)
+    this.#rechoke()
+    this.#fillAll()
+  }
+
+  /** @internal A connection we dialled is over, joined or not. */
+  hungUp(peer: Peer, reason: string): void {
+    this.#dialling.delete(peer)
+    this.#free(peer)
+    this.#p.log.debug({ infoHash: this.infoHash, peer: peer.address, reason }, 'peer left')
+  }
+
+  /** It may be dialled again, in a while, unless another connection to it is there. */
+  #free(peer: Peer): void {
+    this.#addresses.freed(peer.address, peer.receivedBytes > 0, this.#p.clock.nowMs())
+    for (const other of this.#peers)
+      if (addressKey(other.address) === addressKey(peer.address)) this.#addresses.occupy(peer.address)
+  }
+
+  /** @internal */
+  message(peer: Peer, id: number, payload: Buffer): void {
+    const numbers = () => {
+      if (payload.length !== 12) throw new WireError(`message ${id} of ${payload.length} bytes`)
+      return { pieceIndex: payload.readUInt32BE(0), begin: payload.readUInt32BE(4), sizeBytes: payload.readUInt32BE(8) }
+    }
+    switch (id) {
+      case messageId.choke:
+        peer.peerChoking = true
+        this.#downloader.release(peer)
+        this.#fillAll()
+        break
+      case messageId.unchoke:
+        peer.peerChoking = false
+        this.#downloader.fill(peer, this.#p.clock.nowMs())
+        break
+      case messageId.interested:
+      case messageId.notInterested:
+        peer.interested = id === messageId.interested
+        peer.waitingSinceMs = this.#p.clock.nowMs()
+        this.#rechoke()
+        break
+      case messageId.have: {
+        const index = payload.length === 4 ? payload.readUInt32BE(0) : this.pieceCount
+        if (index >= this.pieceCount) throw new WireError('has a piece that does not exist')
+        if (!peer.has.add(index)) break
+        this.#picker.peerHas(index)
+        if (!this.#picker.had.has(index)) peer.wanted++
+        this.#peerHasMore(peer)
+        break
+      }
+      case messageId.bitfield:
+      case messageId.haveAll:
+        this.#setPieces(peer, id === messageId.bitfield ? payload : undefined)
+        break
+      case messageId.request:
+        this.#uploader.request(peer, numbers())
+        break
+      case messageId.cancel:
+        this.#uploader.cancel(peer, numbers())
+        break
+      case messageId.reject: {
+        const { pieceIndex, begin } = numbers()
+        const ours = this.#downloader.rejected(peer, pieceIndex, begin)
+        // it has not got that piece, whatever it said
+        if (ours && !peer.peerChoking && peer.has.remove(pieceIndex)) {
+          this.#picker.peerLacks(pieceIndex)
+          if (!this.#picker.had.has(pieceIndex)) peer.wanted--
+        }
+        this.#fillAll()
+        break
+      }
+    }
+  }
+
+  /** @internal */
+  blockTarget(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number): Uint8Array | undefined {
+    return this.#downloader.target(peer, pieceIndex, begin, sizeBytes)
+  }
+
+  /** @internal */
+  blockEnd(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number, kept: boolean): void {
+    this.#downloader.received(peer, { pieceIndex, begin, sizeBytes, kept }, this.#p.clock.nowMs())
+  }
+
+  /** Saves what is there and leaves. */
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    for (const stop of this.#stopTimers) stop()
+    // #closing is set once this yields
+    await Promise.resolve()
+    for (const peer of [...this.#peers, ...this.#dialling]) peer.close('we leave')
+    this.#settle.reject(new ShoalError('Cancelled', 'The swarm was closed.'))
+    await Promise.all([this.#origin.stop(), this.#downloader.stop()])
+    this.#p.cache.forget(this.infoHash)
+    this.#p.onClose(this)
+    await this.#p.store[Symbol.asyncDispose]()
+  }
+
+  #setPieces(peer: Peer, bits: Buffer | undefined): void {
+    if (peer.has.count > 0) throw new WireError('two bitfields')
+    const pieces = bits ? Bitfield.parse(this.pieceCount, bits) : new Bitfield(this.pieceCount)
+    if (!pieces) throw new WireError('a malformed bitfield')
+    if (!bits) pieces.addAll()
+    peer.has = pieces
+    this.#picker.peerCame(pieces)
+    for (let i = 0; i < this.pieceCount; i++) if (pieces.has(i) && !this.#picker.had.has(i)) peer.wanted++
+    this.#peerHasMore(peer)
+  }
+
+  #peerHasMore(peer: Peer): void {
+    if (peer.has.full && this.#picker.had.full) peer.close('both complete')
+    else if (!peer.amInterested && peer.wanted > 0) {
+      peer.amInterested = true
+      peer.write(encodeMessage(messageId.interested))
+    } else this.#downloader.fill(peer, this.#p.clock.nowMs())
+  }
+
+  /** A verified piece: to disk, then to everyone's knowledge. */
+  async #keep(index: number, buffer: PieceBuffer): Promise<void> {
+    await this.#p.store.write(index, buffer)
+    if (!this.#closing) this.#p.cache.put(this.#cacheKey(index), buffer)
+    this.#picker.gained(index)
+    this.#origin.gained()
+    const have = encodeNumbers(messageId.have, index)
+    for (const peer of [...this.#peers]) {
+      if (!peer.has.has(index)) {
+        peer.write(have)
+        continue
+      }
+      peer.wanted--
+      if (this.#picker.had.full && peer.has.full) peer.close('both complete')
+      else if (peer.wanted === 0) {
+        peer.amInterested = false
+        peer.write(encodeMessage(messageId.notInterested))
+      }
+    }
+    this.#p.options.onHave?.(index)
+    if (this.#picker.had.full) void this.#finish()
+  }
+
+  async #finish(): Promise<void> {
+    if (this.#finishing) return
+    this.#finishing = true
+    try {
+      await this.#p.store.finish()
+      this.#settle.resolve()
+    } catch (error) {
+      this.#fail(error)
+    }
+  }
+
+  #fail(error: unknown): void {
+    this.#failed = true
+    this.#settle.reject(error)
+    this.#p.log.info({ infoHash: this.infoHash, err: error }, 'swarm failed')
+  }
+
+  /** A piece for uploading: from memory, or from disk once for all who ask. */
+  async #load(index: number): Promise<PieceBuffer | undefined> {
+    try {
+      return await this.#p.cache.get(this.#cacheKey(index), async () => {
+        const buffer = await this.#p.store.read(index)
+        if (buffer) return buffer
+        throw new ShoalError('ChecksumMismatch', `Piece ${index} changed on disk.`)
+      })
+    } catch (error) {
+      if (!(error instanceof ShoalError && error.code === 'ChecksumMismatch')) throw error
+      this.#lost(index)
+      return undefined
+    }
+  }
+
+  /** The disk lost a piece: fetch it again. */
+  #lost(index: number): void {
+    if (!this.#picker.had.has(index)) return
+    this.#p.log.info({ infoHash: this.infoHash, pieceIndex: index }, 'piece changed on disk')
+    this.#picker.lost(index)
+    this.#finishing = false
+    for (const peer of [...this.#peers]) {
+      if (!peer.has.has(index)) continue
+      peer.wanted++
+      this.#peerHasMore(peer)
+    }
+  }
+
+  #ban(sender: Sender, pieceIndex: number): void {
+    this.#p.log.info({ infoHash: this.infoHash, peer: sender.address, pieceIndex }, 'peer banned for wrong bytes')
+    this.#bans.ban(sender)
+    this.#addresses.forget(sender.address)
+    for (const peer of [...this.#peers]) if (this.#bans.bansPeer(peer.id)) peer.close('sent wrong bytes')
+  }
+
+  #tick(): void {
+    const nowMs = this.#p.clock.nowMs()
+    this.#downloader.tick([...this.#peers], nowMs)
+    this.#rechoke()
+    this.#dialMore()
+    this.#fillAll()
+  }
+
+  #fillAll(): void {
+    if (this.#closing || this.#failed) return
+    const nowMs = this.#p.clock.nowMs()
+    // those with little to offer first: what only the seeds have is left to the seeds
+    for (const peer of [...this.#peers].sort((a, b) => a.has.count - b.has.count)) this.#downloader.fill(peer, nowMs)
+    this.#origin.fill()
+  }
+
+  #rechoke(): void {
+    const nowMs = this.#p.clock.nowMs()
+    const chosen = chooseUnchoked(this.#peers, { slots: UPLOAD_SLOTS, turnMs: TURN_MS, nowMs })
+    for (const peer of this.#peers) {
+      const unchoked = peer.unchokedSinceMs !== undefined
+      if (chosen.has(peer) === unchoked) continue
+      peer.unchokedSinceMs = unchoked ? undefined : nowMs
+      peer.waitingSinceMs = nowMs
+      peer.write(encodeMessage(unchoked ? messageId.choke : messageId.unchoke))
+      if (unchoked) this.#uploader.drop(peer)
+    }
+  }
+
+  /** Who has all waits to be dialled. */
+  #dialMore(): void {
+    if (this.#closing || this.#failed || this.#picker.had.full) return
+    let dialled = this.#dialling.size
+    for (const peer of this.#peers) if (peer.dialled) dialled++
+    for (; dialled < MAX_DIALLED; dialled++) {
+      const address = this.#addresses.take(this.#p.clock.nowMs())
+      if (!address) return
+      this.#dialling.add(this.#p.dial(this, address))
+    }
+  }
+
+  #cacheKey(index: number): string {
+    return `${this.infoHash}/${index}`
+  }
+}
