@@ -47,6 +47,7 @@ export const replicaReport = z.object({
   state: replicaState,
   copiedBytes: z.int().optional(),
   allBytesRead: z.boolean().default(false),
+  inProgress: z.boolean().default(false).describe('The task goes on: only copiedBytes, and the task’s lease.'),
   message: z.string().max(1024).optional(),
 })
 export type ReplicaReport = z.infer<typeof replicaReport>

@@ -39,21 +39,22 @@ export async function replicate(
   options: ReplicateOptions,
 ): Promise<CheckOutcome> {
   await copyDescriptor(store, blob, source, options.signal)
-  if (options.replace || !(await isThere(store, blob))) {
+  const there = await whatIsThere(store, blob)
+  if (there !== 'same' || options.replace) {
     // an object at the key would win over the new one
-    await store.delete(blob.key)
+    if (there !== 'nothing') await store.delete(blob.key)
     await copyBlob(store, blob, source, options)
   }
   options.onBytes?.(blob.sizeBytes)
   return checkReplica(store, blob, { allBytes: true, signal: options.signal })
 }
 
-async function isThere(store: Store, blob: ExpectedBlob): Promise<boolean> {
+async function whatIsThere(store: Store, blob: ExpectedBlob): Promise<'same' | 'other' | 'nothing'> {
   try {
     const head = await store.head(blob.key)
-    return head.sizeBytes === blob.sizeBytes && head.checksum === blob.checksum
+    return head.sizeBytes === blob.sizeBytes && head.checksum === blob.checksum ? 'same' : 'other'
   } catch (error) {
-    if (error instanceof ShoalError && error.code === 'ReplicaMissing') return false
+    if (error instanceof ShoalError && error.code === 'ReplicaMissing') return 'nothing'
     throw error
   }
 }
