@@ -1,0 +1,54 @@
+import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { createPool, type Pool } from 'mysql2/promise'
+export async function startDatabase(): Promise<{ pool(name: string): Promise<Pool>; stop(): Promise<void> }> {
+  const dir = await mkdtemp(join(tmpdir(), 'shoal-db-'))
+  execFileSync(
+    'mariadb-install-db',
+    ['--no-defaults', `--datadir=${dir}/data`, '--auth-root-authentication-method=normal', '--skip-test-db'],
+    { stdio: 'ignore' },
+  )
+  const child = spawn(
+    'mariadbd',
+    [
+      '--no-defaults',
+      `--datadir=${dir}/data`,
+      `--socket=${dir}/s`,
+      '--skip-networking',
+      '--user=root',
+      '--innodb-flush-log-at-trx-commit=0',
+    ],
+    { stdio: 'ignore' },
+  )
+  for (;;) {
+    try {
+      const p = createPool({ socketPath: `${dir}/s`, user: 'root' })
+      await p.query('select 1')
+      await p.end()
+      break
+    } catch {
+      await delay(50)
+    }
+  }
+  const pools: Pool[] = []
+  return {
+    async pool(name) {
+      const admin = createPool({ socketPath: `${dir}/s`, user: 'root' })
+      await admin.query(`CREATE DATABASE ${name}`)
+      await admin.end()
+      const pool = createPool({ socketPath: `${dir}/s`, user: 'root', database: name, multipleStatements: true })
+      pools.push(pool)
+      return pool
+    },
+    async stop() {
+      await Promise.all(pools.map((p) => p.end()))
+      child.kill('SIGTERM')
+      await once(child, 'exit')
+      await rm(dir, { recursive: true, force: true })
+    },
+  }
+}
