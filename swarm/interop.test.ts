@@ -17,6 +17,8 @@ const alone = {
   webSeeds: false,
   natUpnp: false,
   natPmp: false,
+  // encrypted handshakes: between agents the key is proved instead
+  secure: false,
   torrentPort: 0,
 }
 
