@@ -1,0 +1,22 @@
+import { setTimeout as delay } from 'node:timers/promises'
+
+/** Time, so that tests can pass their own. */
+export interface Clock {
+  /** Unix milliseconds. */
+  now(): number
+  /** Milliseconds that only grow, whatever happens to the wall clock. */
+  monotonic(): number
+  /** Resolves after `ms`; rejects with the signal's reason when it aborts. */
+  sleep(ms: number, signal?: AbortSignal): Promise<void>
+}
+
+export const systemClock: Clock = {
+  now: () => Date.now(),
+  monotonic: () => performance.now(),
+  async sleep(ms, signal) {
+    signal?.throwIfAborted()
+    await delay(ms, undefined, signal ? { signal } : {}).catch((error: unknown) => {
+      throw signal?.aborted ? signal.reason : error
+    })
+  },
+}

@@ -1,0 +1,39 @@
+/** What the API client needs to know of a resource. Our own kinds (`api/kind.ts`) are resources too. */
+export interface Resource {
+  group: string
+  version: string
+  kind: string
+  plural: string
+  namespaced: boolean
+}
+
+const resource = (group: string, version: string, kind: string, plural: string, namespaced = true): Resource => ({
+  group,
+  version,
+  kind,
+  plural,
+  namespaced,
+})
+
+/** The built-in resources Shoal uses. */
+export const core = {
+  ConfigMap: resource('', 'v1', 'ConfigMap', 'configmaps'),
+  CustomResourceDefinition: resource(
+    'apiextensions.k8s.io',
+    'v1',
+    'CustomResourceDefinition',
+    'customresourcedefinitions',
+    false,
+  ),
+  Event: resource('events.k8s.io', 'v1', 'Event', 'events'),
+  Lease: resource('coordination.k8s.io', 'v1', 'Lease', 'leases'),
+  Namespace: resource('', 'v1', 'Namespace', 'namespaces', false),
+  Role: resource('rbac.authorization.k8s.io', 'v1', 'Role', 'roles'),
+  RoleBinding: resource('rbac.authorization.k8s.io', 'v1', 'RoleBinding', 'rolebindings'),
+  Secret: resource('', 'v1', 'Secret', 'secrets'),
+  ServiceAccount: resource('', 'v1', 'ServiceAccount', 'serviceaccounts'),
+  TokenReview: resource('authentication.k8s.io', 'v1', 'TokenReview', 'tokenreviews', false),
+} as const
+
+/** The resource of any object by its apiVersion and kind, given the plural. */
+export const apiVersionOf = ({ group, version }: Resource): string => (group === '' ? version : `${group}/${version}`)

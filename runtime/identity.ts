@@ -1,0 +1,145 @@
+import { createHash, createPrivateKey, createPublicKey } from 'node:crypto'
+import { createLocalJWKSet, decodeJwt, type JSONWebKeySet, jwtVerify, SignJWT } from 'jose'
+import { z } from 'zod'
+import { ShoalError } from '../api/errors.ts'
+import { type Clock, systemClock } from './clock.ts'
+import type { Cluster } from './cluster.ts'
+import { core } from './core.ts'
+
+/** Who a Kubernetes token belongs to. */
+export interface Caller {
+  username: string
+  groups: string[]
+}
+
+const reviewStatus = z.object({
+  status: z.object({
+    authenticated: z.boolean().default(false),
+    audiences: z.array(z.string()).default([]),
+    user: z.object({ username: z.string(), groups: z.array(z.string()).default([]) }).optional(),
+  }),
+})
+
+/** Asks the API server whose bearer tokens are; an answer is kept for `keptMs`, by the token's hash. */
+export class TokenReviewer {
+  readonly #cluster: Cluster
+  readonly #audience: string
+  readonly #clock: Clock
+  readonly #kept = new Map<string, { caller: Caller; untilMs: number }>()
+  static readonly keptMs = 20_000
+
+  constructor(cluster: Cluster, audience: string, clock: Clock = systemClock) {
+    this.#cluster = cluster
+    this.#audience = audience
+    this.#clock = clock
+  }
+
+  /** Throws `Unauthorized`. */
+  async review(token: string): Promise<Caller> {
+    const hash = createHash('sha256').update(token).digest('base64')
+    const kept = this.#kept.get(hash)
+    if (kept && kept.untilMs > this.#clock.monotonic()) return kept.caller
+    const review = {
+      apiVersion: 'authentication.k8s.io/v1',
+      kind: 'TokenReview',
+      spec: { token, audiences: [this.#audience] },
+    }
+    const { status } = reviewStatus.parse(await this.#cluster.create(core.TokenReview, review))
+    if (!status.authenticated || !status.user || !status.audiences.includes(this.#audience)) {
+      throw new ShoalError('Unauthorized', 'the token is not valid here')
+    }
+    if (this.#kept.size >= 10_000) this.#kept.clear()
+    this.#kept.set(hash, { caller: status.user, untilMs: this.#clock.monotonic() + TokenReviewer.keptMs })
+    return status.user
+  }
+}
+
+/** A cluster whose ServiceAccount tokens are trusted. */
+export interface TrustedCluster {
+  name: string
+  issuer: string
+  /** Its signing keys, as JSON. */
+  jwks: string
+}
+
+const boundClaims = z.object({
+  'kubernetes.io': z.object({
+    namespace: z.string(),
+    serviceaccount: z.object({ name: z.string() }),
+    node: z.object({ name: z.string(), uid: z.string() }).optional(),
+  }),
+})
+
+export interface NodeIdentity {
+  cluster: string
+  namespace: string
+  serviceAccount: string
+  node: { name: string; uid: string } | undefined
+}
+
+/** Whose ServiceAccount token this is, by the clusters' own keys: no API server is asked. Throws `Unauthorized`. */
+export async function verifyServiceAccountToken(
+  token: string,
+  audience: string,
+  clusters: TrustedCluster[],
+): Promise<NodeIdentity> {
+  for (const cluster of clusters) {
+    try {
+      const keys = createLocalJWKSet(JSON.parse(cluster.jwks) as JSONWebKeySet)
+      const { payload } = await jwtVerify(token, keys, { issuer: cluster.issuer, audience })
+      const claims = boundClaims.parse(payload)['kubernetes.io']
+      return {
+        cluster: cluster.name,
+        namespace: claims.namespace,
+        serviceAccount: claims.serviceaccount.name,
+        node: claims.node,
+      }
+    } catch {
+      // Another cluster may know it.
+    }
+  }
+  throw new ShoalError('Unauthorized', 'no trusted cluster issued this token')
+}
+
+const machineAudience = (region: string) => `shoal-machine-${region}`
+
+/** A short-lived token that a machine signs with its enrolled key. */
+export function signMachineToken(
+  privateKeyPem: string,
+  claims: { machine: string; region: string; ttlMs?: number },
+): Promise<string> {
+  return new SignJWT({})
+    .setProtectedHeader({ alg: 'EdDSA' })
+    .setSubject(claims.machine)
+    .setAudience(machineAudience(claims.region))
+    .setIssuedAt()
+    .setExpirationTime(new Date(Date.now() + (claims.ttlMs ?? 120_000)))
+    .sign(createPrivateKey(privateKeyPem))
+}
+
+/** The machine that signed the token, by the key it enrolled with. Throws `Unauthorized`. */
+export async function verifyMachineToken(
+  token: string,
+  options: { region: string; publicKeyOf: (machine: string) => Promise<string | undefined> },
+): Promise<string> {
+  const refuse = (cause?: unknown) => new ShoalError('Unauthorized', 'the machine’s token is not valid here', { cause })
+  let machine: string | undefined
+  try {
+    machine = decodeJwt(token).sub
+  } catch (error) {
+    throw refuse(error)
+  }
+  const pem = machine === undefined ? undefined : await options.publicKeyOf(machine)
+  if (machine === undefined || pem === undefined) throw refuse()
+  try {
+    await jwtVerify(token, createPublicKey(pem), {
+      audience: machineAudience(options.region),
+      algorithms: ['EdDSA'],
+      maxTokenAge: '5m',
+      clockTolerance: 60,
+    })
+  } catch (error) {
+    throw refuse(error)
+  }
+  return machine
+}

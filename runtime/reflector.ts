@@ -1,0 +1,172 @@
+import { type Clock, systemClock } from './clock.ts'
+import type { AnyObject, Cluster, Selection } from './cluster.ts'
+import type { Resource } from './core.ts'
+import type { Logger } from './log.ts'
+
+export interface Named {
+  metadata: { name: string; namespace?: string | undefined; resourceVersion?: string | undefined }
+}
+
+export interface ReflectorOptions<T> {
+  cluster: Cluster
+  resource: Resource
+  selection?: Selection
+  /** Throws for an object that doesn't fit: it is left out, and `onInvalid` is told. */
+  parse: (object: unknown) => T
+  onInvalid?: (key: string, error: unknown) => void
+  log: Logger
+  clock?: Clock
+  random?: () => number
+  /** Everything is listed anew so often, in case an event was lost. Default: 10 minutes. */
+  relistMs?: number
+  /** How long the server keeps a watch open. Default: 5 minutes. */
+  watchSeconds?: number
+  /** A watch without an event or bookmark for so long is taken for dead. Bookmarks come each minute. Default: 2.5 minutes. */
+  silenceMs?: number
+}
+
+export type ChangeHandler<T> = (key: string, object: T | undefined, previous: T | undefined) => void
+
+/** `namespace/name`, or the name of what has no namespace. */
+export const keyOf = ({ metadata }: Named): string =>
+  metadata.namespace === undefined ? metadata.name : `${metadata.namespace}/${metadata.name}`
+
+/**
+ * A local copy of a kind's objects, kept true by list and watch.
+ *
+ *   list (by pages) → watch from the list's resourceVersion → on a clean end or a reset: watch again from the last one
+ *   seen → on 410 Gone or after relistMs: list again, and what is missing in it was deleted meanwhile.
+ *
+ * client-node's own informer stops for good at the first reset, asks for no bookmarks and does not page.
+ */
+export class Reflector<T extends Named> {
+  readonly #options: ReflectorOptions<T>
+  readonly #clock: Clock
+  readonly #objects = new Map<string, T>()
+  readonly #handlers: ChangeHandler<T>[] = []
+  readonly #synced = Promise.withResolvers<void>()
+  #resourceVersion: string | undefined
+
+  constructor(options: ReflectorOptions<T>) {
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+  }
+
+  get(key: string): T | undefined {
+    return this.#objects.get(key)
+  }
+
+  list(): T[] {
+    return [...this.#objects.values()]
+  }
+
+  /** Called for each change, and at once for what is here already. A handler that throws is logged. */
+  onChange(handler: ChangeHandler<T>): void {
+    this.#handlers.push(handler)
+    for (const [key, object] of this.#objects) this.#call(handler, key, object, undefined)
+  }
+
+  /** Resolves when the first list is here. */
+  synced(): Promise<void> {
+    return this.#synced.promise
+  }
+
+  /** Runs until the signal aborts. Never throws. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { log, resource, relistMs = 600_000, random = Math.random } = this.#options
+    let failures = 0
+    let listedAt = Number.NEGATIVE_INFINITY
+    while (!signal.aborted) {
+      try {
+        if (this.#resourceVersion === undefined || this.#clock.monotonic() - listedAt > relistMs) {
+          await this.#relist(signal)
+          listedAt = this.#clock.monotonic()
+        }
+        const events = await this.#watch(signal)
+        failures = events > 0 ? 0 : failures + 1
+      } catch (error) {
+        if (signal.aborted) return
+        failures++
+        log.debug({ resource: resource.plural, err: error }, 'watch broken')
+      }
+      const delayMs = Math.min(30_000, 100 * 2 ** Math.min(failures, 10)) * (0.5 + random() / 2)
+      await this.#clock.sleep(delayMs, signal).catch(() => undefined)
+    }
+  }
+
+  async #relist(signal: AbortSignal): Promise<void> {
+    const { cluster, resource, selection } = this.#options
+    const { items, resourceVersion } = await cluster.list<AnyObject>(resource, selection, signal)
+    const listed = new Set<string>()
+    for (const item of items) {
+      listed.add(keyOf(item))
+      this.#put(item)
+    }
+    for (const key of [...this.#objects.keys()]) if (!listed.has(key)) this.#remove(key)
+    this.#resourceVersion = resourceVersion
+    this.#synced.resolve()
+  }
+
+  /** Follows the changes until the server ends the watch; the number of events. */
+  async #watch(signal: AbortSignal): Promise<number> {
+    const { cluster, resource, selection, watchSeconds = 300, silenceMs = 150_000 } = this.#options
+    const silence = new AbortController()
+    let timer = setTimeout(() => silence.abort(), silenceMs)
+    let events = 0
+    try {
+      const since = { ...selection, resourceVersion: this.#resourceVersion ?? '0', timeoutSeconds: watchSeconds }
+      for await (const { type, object } of cluster.watch(resource, since, AbortSignal.any([signal, silence.signal]))) {
+        clearTimeout(timer)
+        timer = setTimeout(() => silence.abort(), silenceMs)
+        if (type === 'ERROR') {
+          // 410 Gone: the version is too old to watch from.
+          this.#resourceVersion = undefined
+          return events
+        }
+        events++
+        if (type === 'ADDED' || type === 'MODIFIED') this.#put(object)
+        else if (type === 'DELETED') this.#remove(keyOf(object))
+        this.#resourceVersion = object.metadata.resourceVersion ?? this.#resourceVersion
+      }
+    } catch (error) {
+      if ((error as { status?: number }).status === 410) this.#resourceVersion = undefined
+      throw error
+    } finally {
+      clearTimeout(timer)
+    }
+    return events
+  }
+
+  #put(raw: AnyObject): void {
+    const key = keyOf(raw)
+    const previous = this.#objects.get(key)
+    if (previous && previous.metadata.resourceVersion === raw.metadata.resourceVersion) return
+    let object: T
+    try {
+      object = this.#options.parse(raw)
+    } catch (error) {
+      this.#options.log.info(
+        { key, resource: this.#options.resource.plural, reason: (error as Error).message },
+        'object does not parse',
+      )
+      this.#options.onInvalid?.(key, error)
+      return
+    }
+    this.#objects.set(key, object)
+    for (const handler of this.#handlers) this.#call(handler, key, object, previous)
+  }
+
+  #remove(key: string): void {
+    const previous = this.#objects.get(key)
+    if (!this.#objects.delete(key)) return
+    for (const handler of this.#handlers) this.#call(handler, key, undefined, previous)
+  }
+
+  #call(handler: ChangeHandler<T>, ...change: Parameters<ChangeHandler<T>>): void {
+    try {
+      handler(...change)
+    } catch (error) {
+      this.#options.log.error({ key: change[0], err: error }, 'change handler failed')
+    }
+  }
+}
