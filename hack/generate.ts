@@ -18,7 +18,9 @@ export function generate(): Map<string, string> {
 }
 
 function errorsPage(): string {
-  const rows = Object.entries(errorCodes).map(([code, { meaning, action }]) => `| \`${code}\` | ${meaning} | ${action} |`)
+  const rows = Object.entries(errorCodes).map(
+    ([code, { meaning, action }]) => `| \`${code}\` | ${meaning} | ${action} |`,
+  )
   return [
     '<!-- Generated from api/errors.ts by hack/generate. Do not edit. -->',
     '# Error codes',
@@ -36,7 +38,9 @@ function errorsPage(): string {
 export function stale(): string[] {
   const files = generate()
   const wrong = [...files].filter(([path, text]) => read(path) !== text).map(([path]) => path)
-  const orphans = readdirSync(join(root, 'crds')).filter((name) => !files.has(`crds/${name}`) && name !== 'kustomization.yaml')
+  const orphans = readdirSync(join(root, 'crds')).filter(
+    (name) => !files.has(`crds/${name}`) && name !== 'kustomization.yaml',
+  )
   return [...wrong, ...orphans.map((name) => `crds/${name}`)]
 }
 

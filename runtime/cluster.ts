@@ -150,7 +150,9 @@ export class Cluster implements AsyncDisposable {
 
   create<T = AnyObject>(
     resource: Resource,
-    object: object & { metadata?: { name?: string; namespace?: string | undefined } & object },
+    object: Record<string, unknown> & {
+      metadata?: { name?: string; namespace?: string | undefined; [key: string]: unknown }
+    },
   ): Promise<T> {
     const body = { apiVersion: apiVersionOf(resource), kind: resource.kind, ...object }
     return this.raw<T>('POST', path(resource, object.metadata?.namespace), { body })
