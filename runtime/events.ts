@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { type Clock, systemClock } from './clock.ts'
 import type { Cluster } from './cluster.ts'
 import { core } from './core.ts'
@@ -35,7 +36,7 @@ export class EventRecorder {
     this.#sent.set(key, now)
     const namespace = subject.metadata.namespace ?? 'default'
     const event = {
-      metadata: { generateName: `${subject.metadata.name.slice(0, 200)}.`, namespace },
+      metadata: { name: `${subject.metadata.name.slice(0, 200)}.${randomBytes(8).toString('hex')}`, namespace },
       eventTime: new Date(this.#clock.now()).toISOString().replace('Z', '000Z'),
       reportingController: 'shoal.dev/controller',
       reportingInstance: this.#component,
