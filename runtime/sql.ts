@@ -36,9 +36,9 @@ export class Database implements Sql, AsyncDisposable {
       enableKeepAlive: true,
     })
     this.#pool.on('connection', (connection) => {
-      connection.query(
-        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, SESSION time_zone = '+00:00', SESSION sql_mode = 'TRADITIONAL'",
-      )
+      // its own statement: MySQL and MariaDB have no common variable for it
+      connection.query('SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED')
+      connection.query("SET SESSION time_zone = '+00:00', SESSION sql_mode = 'TRADITIONAL'")
     })
   }
 
