@@ -114,6 +114,11 @@ export const errorCodes = {
     meaning: 'The region’s copy differs from what was built.',
     action: 'Nothing where replication is Managed; else delete the copy and let the bucket replicate again.',
   },
+  RegionSilent: {
+    status: 503,
+    meaning: 'The region’s replicator has not asked for work lately.',
+    action: 'Check that the region role runs and reaches the hub.',
+  },
   WaitingForReplicas: {
     status: 503,
     meaning: 'Not every region has the artifact yet.',

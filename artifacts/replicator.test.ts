@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { open, readFile } from 'node:fs/promises'
+import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { suite } from 'uvu'
@@ -7,6 +7,7 @@ import * as assert from 'uvu/assert'
 import { encodeDescriptor, parseDescriptor } from '../api/descriptor.ts'
 import { Region } from '../api/region.ts'
 import type { ReplicaReport } from '../api/regionApi.ts'
+import { Database } from '../runtime/sql.ts'
 import { Cutter } from './cutter.ts'
 import { descriptorKey } from './key.ts'
 import { compositeChecksum } from './partSize.ts'
@@ -19,10 +20,10 @@ import { startStore } from './testStore.ts'
 
 const [database, ...servers] = await Promise.all([startDatabase(), startStore(), startStore()])
 const [homeServer, farServer] = servers
-const pool = await database.pool('replication')
-await pool.query(await readFile(join(import.meta.dirname, 'migrations/0001-replicas.sql'), 'utf8'))
+const sql = new Database(await database.createSchema('replication'))
+await sql.migrate(join(import.meta.dirname, 'migrations'))
 const timings = { leaseMs: 1500, checkEveryMs: 300, retryMs: 100, retryMaxMs: 300 }
-const replicas = new Replicas(pool, timings)
+const replicas = new Replicas(sql, timings)
 const home = new Store({ ...homeServer, bucket: 'home' })
 const far = new Store({ ...farServer, bucket: 'far' })
 await Promise.all([home.createBucket(), far.createBucket()])
@@ -31,6 +32,7 @@ const test = suite('a replicator')
 test.after(async () => {
   home[Symbol.dispose]()
   far[Symbol.dispose]()
+  await sql[Symbol.asyncDispose]()
   await Promise.all([database.stop(), ...servers.map((server) => server.stop())])
 })
 
@@ -95,8 +97,8 @@ function run(options: RunOptions = {}): AsyncDisposable {
         ),
       }),
       report: async (reports) => {
-        options.reported?.push(...reports)
         await replicas.report('far', reports)
+        options.reported?.push(...reports)
       },
     },
     credentials: farServer,
@@ -145,18 +147,17 @@ test('an object that is deleted is Missing, and copied again', async () => {
 })
 
 test('a bucket that replicates by itself is only looked at, and a byte flipped before its first check is Corrupt', async () => {
-  const { key, blob, checksum } = await publish('c')
+  const { key, blob } = await publish('c')
   await using _ = run({ managed: false })
   await until('c', (replica) => replica.state === 'Missing')
   const other = Buffer.from(blob)
   other[1234] = (other[1234] ?? 0) ^ 1
   await far.put(key, blob)
-  await far.put(descriptorKey(key), await home.readAll(descriptorKey(key), 1 << 20))
   await using file = await open(join(farServer.dataDir, 'far', key), 'r+')
   await file.write(other, 1234, 1, 1234)
+  await far.put(descriptorKey(key), await home.readAll(descriptorKey(key), 1 << 20))
   const replica = await until('c', ({ state }) => state === 'Corrupt')
   assert.match(replica.message ?? '', 'bytes are sha256:')
-  assert.ok(checksum)
   await file.write(blob, 1234, 1, 1234)
   await until('c', ({ state }) => state === 'Replicated')
 })
@@ -212,6 +213,7 @@ test('the home region’s copy counts at once and is read once more by its own r
   await replicas.add(artifact, { home: 'home', others: ['far'] })
   assert.is((await replicas.of(artifact)).length, 2, 'adding again changes nothing')
   assert.ok((await replicas.changed(60_000)).some(({ name }) => name === 'g'))
+  await replicas.contact('home')
   assert.ok((await replicas.silence()).has('home'))
   await replicas.remove(artifact)
   assert.equal(await replicas.of(artifact), [])

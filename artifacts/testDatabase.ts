@@ -4,8 +4,8 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { createPool, type Pool } from 'mysql2/promise'
-export async function startDatabase(): Promise<{ pool(name: string): Promise<Pool>; stop(): Promise<void> }> {
+import { createPool } from 'mysql2/promise'
+export async function startDatabase(): Promise<{ createSchema(name: string): Promise<string>; stop(): Promise<void> }> {
   const dir = await mkdtemp(join(tmpdir(), 'shoal-db-'))
   execFileSync(
     'mariadb-install-db',
@@ -34,18 +34,14 @@ export async function startDatabase(): Promise<{ pool(name: string): Promise<Poo
       await delay(50)
     }
   }
-  const pools: Pool[] = []
   return {
-    async pool(name) {
+    async createSchema(name: string) {
       const admin = createPool({ socketPath: `${dir}/s`, user: 'root' })
       await admin.query(`CREATE DATABASE ${name}`)
       await admin.end()
-      const pool = createPool({ socketPath: `${dir}/s`, user: 'root', database: name, multipleStatements: true })
-      pools.push(pool)
-      return pool
+      return `mysql://root@localhost/${name}?socketPath=${dir}/s`
     },
     async stop() {
-      await Promise.all(pools.map((p) => p.end()))
       child.kill('SIGTERM')
       await once(child, 'exit')
       await rm(dir, { recursive: true, force: true })
