@@ -10,13 +10,19 @@ export interface Clock {
   sleep(ms: number, signal?: AbortSignal): Promise<void>
 }
 
+/** A longer timer fires at once. */
+const longestTimerMs = 2 ** 31 - 1
+
 export const systemClock: Clock = {
   now: () => Date.now(),
   monotonic: () => performance.now(),
   async sleep(ms, signal) {
     signal?.throwIfAborted()
-    await delay(ms, undefined, signal ? { signal } : {}).catch((error: unknown) => {
+    try {
+      for (let restMs = ms; restMs > 0; restMs -= longestTimerMs)
+        await delay(Math.min(restMs, longestTimerMs), undefined, signal ? { signal } : {})
+    } catch (error) {
       throw signal?.aborted ? signal.reason : error
-    })
+    }
   },
 }

@@ -20,15 +20,19 @@ export interface ControllerOptions {
 
 /**
  * Calls `reconcile` for each key that is enqueued, with the policy of the error it throws: Stalled waits for a change,
- * Waiting comes back after its time, Fenced is dropped, anything else is retried with back-off.
+ * Waiting comes back after its time, Fenced is dropped, anything else is retried with back-off. `run` may be called
+ * again after it ended, as by a leader that lost its lease and won it back: keys that were delayed, interrupted or
+ * enqueued meanwhile are worked on first.
  */
 export class Controller {
   readonly #options: ControllerOptions
   readonly #queue: WorkQueue
   readonly #log: Logger
+  readonly #instruments: Instruments
 
   constructor(options: ControllerOptions) {
     this.#options = options
+    this.#instruments = instruments(options.metrics)
     this.#queue = new WorkQueue({ clock: options.clock ?? systemClock })
     this.#log = options.log.child({ controller: options.name })
   }
@@ -45,19 +49,20 @@ export class Controller {
   async run(signal: AbortSignal): Promise<void> {
     const lanes = Array.from({ length: this.#options.concurrency ?? 4 }, () => this.#lane(signal))
     await Promise.all(lanes)
-    this.#queue.stop()
+    this.#queue.expedite()
   }
 
   async #lane(signal: AbortSignal): Promise<void> {
-    const { metrics, name } = this.#options
-    const durations = metrics.histogram('reconcile_duration_seconds', 'Time of a reconcile.', ['controller'])
-    const results = metrics.counter('reconcile_total', 'Reconciles by how they ended.', ['controller', 'result'])
+    const controller = this.#options.name
+    const { durations, results, depth } = this.#instruments
     for (let key = await this.#queue.take(signal); key !== undefined; key = await this.#queue.take(signal)) {
-      const end = durations.startTimer({ controller: name })
+      depth.set({ controller }, this.#queue.depth)
+      const end = durations.startTimer({ controller })
       const result = await this.#reconcile(key, signal)
       end()
-      results.inc({ controller: name, result })
+      results.inc({ controller, result })
       this.#queue.done(key)
+      depth.set({ controller }, this.#queue.depth)
     }
   }
 
@@ -69,17 +74,21 @@ export class Controller {
       if (next) this.#queue.addAfter(key, next.afterMs)
       return 'Success'
     } catch (error) {
-      if (signal.aborted) return 'Stopped'
+      if (signal.aborted) {
+        this.#queue.add(key)
+        return 'Stopped'
+      }
       return this.#failed(key, error)
     }
   }
 
   #failed(key: string, error: unknown): string {
     const code = error instanceof ShoalError ? error.code : 'Internal'
-    if (error instanceof Stalled) this.#queue.forget(key)
-    else if (error instanceof Waiting) this.#queue.addAfter(key, error.afterMs)
-    else if (error instanceof Fenced) this.#log.info({ key }, 'reconcile fenced')
-    else {
+    if (error instanceof Stalled || error instanceof Waiting || error instanceof Fenced) {
+      this.#queue.forget(key)
+      if (error instanceof Waiting) this.#queue.addAfter(key, error.afterMs)
+      this.#log.debug({ key, code, reason: error.message }, 'reconcile ended early')
+    } else {
       this.#queue.retry(key)
       if (code === 'Internal') this.#log.error({ key, err: error }, 'reconcile failed')
       else this.#log.info({ key, code, reason: (error as Error).message }, 'reconcile will be retried')
@@ -87,3 +96,11 @@ export class Controller {
     return code
   }
 }
+
+type Instruments = ReturnType<typeof instruments>
+
+const instruments = (metrics: Metrics) => ({
+  durations: metrics.histogram('reconcile_duration_seconds', 'Time of a reconcile.', ['controller']),
+  results: metrics.counter('reconcile_total', 'Reconciles by how they ended.', ['controller', 'result']),
+  depth: metrics.gauge('reconcile_queue_keys', 'Keys that wait to be reconciled.', ['controller']),
+})

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { Fenced } from '../api/errors.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { type AnyObject, ApiError, type Cluster } from './cluster.ts'
 import { core } from './core.ts'
@@ -24,6 +25,7 @@ const leaseSchema = z.looseObject({
   metadata: z.looseObject({ name: z.string(), resourceVersion: z.string() }),
   spec: z.looseObject({
     holderIdentity: z.string().nullish(),
+    leaseDurationSeconds: z.number().nullish(),
     leaseTransitions: z.number().nullish(),
     renewTime: z.string().nullish(),
   }),
@@ -43,6 +45,12 @@ export async function runElected(
   const { clock = systemClock, leaseMs = 15_000, renewDeadlineMs = 10_000, retryMs = 2000, log } = options
   let observed: { version: string; at: number } | undefined
 
+  /** A holder of another version may have taken it for longer than we would. */
+  const heldMs = ({ spec }: Lease) => {
+    const seconds = spec.leaseDurationSeconds ?? 0
+    return seconds > Math.ceil(leaseMs / 1000) ? seconds * 1000 : leaseMs
+  }
+
   const acquire = async (): Promise<number | undefined> => {
     const lease = await read(options)
     const at = clock.monotonic()
@@ -50,9 +58,11 @@ export async function runElected(
       const version = lease.metadata.resourceVersion
       if (observed?.version !== version) observed = { version, at }
       const free = !lease.spec.holderIdentity || lease.spec.holderIdentity === options.identity
-      if (!free && at - observed.at < leaseMs) return undefined
+      if (!free && at - observed.at < heldMs(lease)) return undefined
     }
-    return (await write(options, lease, leaseMs, options.identity)) ? at : undefined
+    if (!(await write(options, lease, leaseMs, options.identity))) return undefined
+    // An answer this late says only that the lease was ours: another may have taken it since.
+    return clock.monotonic() - at < renewDeadlineMs ? at : undefined
   }
 
   while (!signal.aborted) {
@@ -70,25 +80,39 @@ export async function runElected(
 
   async function leadWhileHeld(acquiredAt: number): Promise<void> {
     const lost = new AbortController()
-    const done = lead(AbortSignal.any([signal, lost.signal])).catch((error: unknown) => {
-      log.error({ err: error }, 'leading failed')
+    const stop = AbortSignal.any([signal, lost.signal])
+    const done = lead(stop).catch((error: unknown) => {
+      if (!stop.aborted) log.error({ lease: options.name, err: error }, 'leading failed')
     })
     const ended = new AbortController()
     const leading = done.then(() => ended.abort())
     let renewedAt = acquiredAt
-    while (!signal.aborted && !ended.signal.aborted) {
-      await clock.sleep(retryMs, AbortSignal.any([signal, ended.signal])).catch(() => undefined)
-      if (signal.aborted || ended.signal.aborted) break
+    // Also while `lead` is stopping: nobody else may begin before it has ended.
+    for (;;) {
+      const restMs = Math.max(0, renewDeadlineMs - (clock.monotonic() - renewedAt))
+      await clock.sleep(Math.min(retryMs, restMs), ended.signal).catch(() => undefined)
+      if (ended.signal.aborted) break
       const at = clock.monotonic()
-      const remainingMs = renewDeadlineMs - (at - renewedAt)
-      const renewal =
-        remainingMs <= 0 ? 'late' : await Promise.race([renew(), clock.sleep(remainingMs).then(() => 'late' as const)])
+      const renewal = await renewWithin(renewDeadlineMs - (at - renewedAt))
       if (renewal === 'renewed') renewedAt = at
-      else if (renewal === 'lost' || renewal === 'late') break
+      else if (renewal === 'lost' || renewal === 'late') {
+        log.error({ lease: options.name, why: renewal }, 'leadership lost')
+        break
+      }
     }
-    lost.abort()
+    lost.abort(new Fenced('leadership lost'))
     await leading
     await release(options, leaseMs).catch(() => undefined)
+  }
+
+  async function renewWithin(remainingMs: number): Promise<'renewed' | 'lost' | 'failed' | 'late'> {
+    if (remainingMs <= 0) return 'late'
+    const answered = new AbortController()
+    const late = clock.sleep(remainingMs, answered.signal).then(
+      () => 'late' as const,
+      () => 'failed' as const,
+    )
+    return Promise.race([renew().finally(() => answered.abort()), late])
   }
 
   async function renew(): Promise<'renewed' | 'lost' | 'failed'> {

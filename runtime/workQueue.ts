@@ -38,6 +38,12 @@ export class WorkQueue {
     return this.#waiting.size
   }
 
+  /** Keys that are handed out and not done. */
+  get inWork(): number {
+    return this.#inWork.size
+  }
+
+  /** Adds the key now, also where it was to be added later. */
   add(key: string): void {
     this.#delayed.get(key)?.cancel.abort()
     this.#delayed.delete(key)
@@ -82,7 +88,11 @@ export class WorkQueue {
   /** The next key; undefined when the signal aborts. Every key taken must be given to `done`. */
   async take(signal: AbortSignal): Promise<string | undefined> {
     for (;;) {
-      if (signal.aborted) return undefined
+      if (signal.aborted) {
+        // The wake-up may have been meant for a key: someone else may still want it.
+        if (this.#waiting.size > 0) this.#takers.shift()?.()
+        return undefined
+      }
       const [key] = this.#waiting
       if (key !== undefined) {
         this.#waiting.delete(key)
@@ -107,9 +117,8 @@ export class WorkQueue {
     if (this.#again.delete(key)) this.add(key)
   }
 
-  /** Cancels what is delayed. */
-  stop(): void {
-    for (const { cancel } of this.#delayed.values()) cancel.abort()
-    this.#delayed.clear()
+  /** Ends all delays: what was to be added later waits now, so that no timer is left and no key is lost. */
+  expedite(): void {
+    for (const key of [...this.#delayed.keys()]) this.add(key)
   }
 }
