@@ -23,6 +23,7 @@ export class ActivePiece {
   owner: Peer | undefined
   /** All there; being hashed and written. */
   checking = false
+  beganMs = 0
   lastProgressMs = 0
   #doneUnits = 0
 
@@ -33,6 +34,10 @@ export class ActivePiece {
     this.oneSender = o.oneSender
     this.states = new Uint8Array(o.units)
     this.asked = new Uint8Array(o.units)
+  }
+
+  get missingUnits(): number {
+    return this.states.length - this.#doneUnits
   }
 
   /** Nothing is asked of anyone, nothing arrives. */

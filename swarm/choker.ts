@@ -12,10 +12,10 @@ export interface Applicant {
  * for tat; few uploads at a time finish pieces sooner than many slow ones, and a turn of `turnMs` keeps it fair.
  */
 export function chooseUnchoked<T extends Applicant>(
-  applicants: Iterable<T>,
+  applicants: readonly T[],
   o: { slots: number; turnMs: number; nowMs: number },
 ): Set<T> {
-  const interested = [...applicants].filter((applicant) => applicant.interested)
+  const interested = applicants.filter((applicant) => applicant.interested)
   const waiting = interested
     .filter((applicant) => applicant.unchokedSinceMs === undefined)
     .sort((a, b) => a.waitingSinceMs - b.waitingSinceMs)
@@ -31,5 +31,8 @@ export function chooseUnchoked<T extends Applicant>(
     holding.pop()
     over--
   }
-  return new Set([...holding, ...waiting].slice(0, o.slots))
+  const chosen = [...holding, ...waiting].slice(0, o.slots)
+  // who wants nothing at the moment keeps a slot that nobody needs: a choke now would cross its next request
+  const idle = applicants.filter((applicant) => !applicant.interested && applicant.unchokedSinceMs !== undefined)
+  return new Set([...chosen, ...idle.slice(0, o.slots - chosen.length)])
 }

@@ -16,8 +16,11 @@ const MIN_PIPELINE_BYTES = 512 << 10
 const MAX_PIPELINE_BYTES = 8 << 20
 const BLOCK_TIMEOUT_MS = 15_000
 const SNUBBED_TIMEOUT_MS = 60_000
-/** In the endgame a block is asked of a second peer once it is this late. */
-const LATE_MS = 250
+/**
+ * In the endgame an idle peer is asked for a piece too, when the one that fetches it stood still this long or needs
+ * longer for the rest. Without the wait a tenth of every download came twice.
+ */
+const LATE_MS = 500
 /** What a peer may send that we did not ask for, before it is a flood. */
 const MAX_UNASKED_BYTES = 32 << 20
 
@@ -103,7 +106,7 @@ export class Downloader {
         oneSender: this.#blame.wantsOneSender(index),
         units: Math.ceil(sizeBytes / STANDARD_BLOCK_BYTES),
       })
-      piece.lastProgressMs = nowMs
+      piece.beganMs = piece.lastProgressMs = nowMs
       piece.owner = peer
       this.#active.set(index, piece)
       const run = piece.freeRun(maxUnits)
@@ -114,11 +117,10 @@ export class Downloader {
       const run = piece.freeRun(maxUnits)
       if (run) return { piece, ...run }
     }
-    if (!this.#o.picker.exhausted || peer.snubbed) return undefined
+    if (!this.#o.picker.exhausted || peer.snubbed || peer.requests.size > 0) return undefined
     for (const piece of this.#active.values()) {
       if (piece.oneSender || piece.owner === peer || !peer.has.has(piece.index)) continue
-      const run =
-        nowMs - piece.lastProgressMs > LATE_MS ? piece.lateRun(maxUnits, askedOf(peer, piece.index)) : undefined
+      const run = isLate(piece, nowMs) ? piece.lateRun(maxUnits, askedOf(peer, piece.index)) : undefined
       if (run) return { piece, ...run }
     }
     return undefined
@@ -299,6 +301,12 @@ export class Downloader {
     }
     this.#o.refill()
   }
+}
+
+function isLate(piece: ActivePiece, nowMs: number): boolean {
+  if (nowMs - piece.lastProgressMs > LATE_MS) return true
+  const bytesPerMs = (piece.owner?.received.bytesPerSecond ?? 0) / 1000
+  return nowMs - piece.beganMs > LATE_MS && piece.missingUnits * STANDARD_BLOCK_BYTES > bytesPerMs * LATE_MS
 }
 
 function pipelineOf(peer: Peer): number {

@@ -1,4 +1,4 @@
-import { stat } from 'node:fs/promises'
+import { readdir, readFile, readlink, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -50,6 +50,22 @@ test('those who have all part: complete machines hold no connection to each othe
   leech.addPeers([seed.address])
   await within(leech.done, 'done')
   await until(() => seed.swarm.stats().peers === 0 && leech.stats().peers === 0, 'they part')
+})
+
+test('a program that is being seeded can be started: nobody has it open for writing', async () => {
+  await using playground = await Playground.create()
+  const sample = sampleArtifact({ 'bin/server': 3_000_000 }, 64 << 10)
+  const seed = await playground.seed(sample)
+  const leech = await playground.open(await playground.node(), sample, { name: 'leech' })
+  leech.addPeers([seed.address])
+  await within(leech.done, 'done')
+  const inRelease = join(playground.dir, 'leech', 'release')
+  for (const fd of await readdir('/proc/self/fd')) {
+    const target = await readlink(`/proc/self/fd/${fd}`).catch(() => '')
+    if (!target.startsWith(inRelease)) continue
+    const flags = /flags:\s+(\d+)/.exec(await readFile(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? ''
+    assert.is(Number.parseInt(flags, 8) & 3, 0, `${target} is open for writing`)
+  }
 })
 
 test.run()

@@ -248,7 +248,8 @@ export class Swarm implements AsyncDisposable, PeerHost {
     switch (id) {
       case messageId.choke:
         peer.peerChoking = true
-        this.#downloader.release(peer)
+        // with BEP 6 what it drops it rejects, one by one, and the rest still comes
+        if (!peer.fast) this.#downloader.release(peer)
         this.#fillAll()
         break
       case messageId.unchoke:
@@ -434,7 +435,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
 
   #rechoke(): void {
     const nowMs = this.#p.clock.nowMs()
-    const chosen = chooseUnchoked(this.#peers, { slots: UPLOAD_SLOTS, turnMs: TURN_MS, nowMs })
+    const chosen = chooseUnchoked([...this.#peers], { slots: UPLOAD_SLOTS, turnMs: TURN_MS, nowMs })
     for (const peer of this.#peers) {
       const unchoked = peer.unchokedSinceMs !== undefined
       if (chosen.has(peer) === unchoked) continue
