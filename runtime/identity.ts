@@ -16,7 +16,8 @@ const reviewStatus = z.object({
   status: z.object({
     authenticated: z.boolean().default(false),
     audiences: z.array(z.string()).default([]),
-    user: z.object({ username: z.string(), groups: z.array(z.string()).default([]) }).optional(),
+    // empty where the token is not valid
+    user: z.object({ username: z.string().default(''), groups: z.array(z.string()).default([]) }).optional(),
   }),
 })
 
@@ -45,7 +46,7 @@ export class TokenReviewer {
       spec: { token, audiences: [this.#audience] },
     }
     const { status } = reviewStatus.parse(await this.#cluster.create(core.TokenReview, review))
-    if (!status.authenticated || !status.user || !status.audiences.includes(this.#audience)) {
+    if (!status.authenticated || !status.user?.username || !status.audiences.includes(this.#audience)) {
       throw new ShoalError('Unauthorized', 'the token is not valid here')
     }
     if (this.#kept.size >= 10_000) this.#kept.clear()
