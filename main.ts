@@ -1,0 +1,30 @@
+/** Shoal's one program: `shoal hub`, `worker`, `region` and `agent` run a role; the rest is for people. */
+import { Command } from 'commander'
+import { addCommands } from './cli/commands.ts'
+import { createLogger, type Logger } from './runtime/log.ts'
+import { runRole } from './runtime/shutdown.ts'
+
+type Role = (log: Logger, signal: AbortSignal) => Promise<void>
+
+/** A role's code is loaded when it runs: an agent does not carry the hub's libraries in memory. */
+const roles: [name: string, description: string, load: () => Promise<Role>][] = [
+  ['hub', 'queue, controllers, and what webhooks, workers and regions talk to', async () => (await import('./roles/hub.ts')).hubRole],
+  ['worker', 'build one job at a time', async () => (await import('./roles/worker.ts')).workerRole],
+  ['region', 'mirror goals, replicate artifacts, serve a region’s machines', async () => (await import('./roles/region.ts')).regionRole],
+  ['agent', 'fetch, activate and supervise on one machine', async () => (await import('./roles/agent.ts')).agentRole],
+]
+
+const program = new Command('shoal')
+  .description('From a pushed commit to a running binary on every machine of a fleet.')
+  .showHelpAfterError('(shoal --help says what there is)')
+for (const [name, description, load] of roles) {
+  program
+    .command(name)
+    .description(`${description} (settings: SHOAL_…, see docs/guides/install.md)`)
+    .action(async () => {
+      const log = createLogger(name)
+      await runRole(log, async (signal) => (await load())(log, signal))
+    })
+}
+addCommands(program)
+await program.parseAsync()
