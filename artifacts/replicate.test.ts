@@ -5,13 +5,13 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { ShoalError } from '../api/errors.ts'
+import { startStore } from '../hack/parts/store.ts'
 import { checkReplica, type ExpectedBlob } from './check.ts'
 import { hashOutput } from './hashOutput.ts'
 import { descriptorKey } from './key.ts'
 import { receiveUpload } from './receive.ts'
 import { type CopySource, replicate } from './replicate.ts'
 import { Store } from './store.ts'
-import { startStore } from './testStore.ts'
 import { uploadOutput } from './upload.ts'
 
 const dir = await mkdtemp(join(tmpdir(), 'shoal-replicate-'))
@@ -26,7 +26,7 @@ const test = suite('replication')
 test.after(async () => {
   home[Symbol.dispose]()
   far[Symbol.dispose]()
-  await Promise.all(servers.map((server) => server.stop()))
+  await Promise.all(servers.map((server) => server[Symbol.asyncDispose]()))
   await rm(dir, { recursive: true, force: true })
 })
 
@@ -102,7 +102,7 @@ test('a copy that was broken off goes on with the parts it has', async () => {
   assert.is(await code(broken), 'Error: killed')
   assert.is((await remembered(blob)).state, 'Missing', 'nothing half is visible')
   await farServer.kill()
-  await farServer.restart()
+  await farServer.start()
   const copied: number[] = []
   const outcome = await replicate(far, blob, source, { signal: never, onBytes: (bytes) => copied.push(bytes) })
   assert.is(outcome.state, 'Replicated')
@@ -139,7 +139,7 @@ test('a deleted object, or its descriptor, is Missing; a store that does not ans
   await farServer.kill()
   assert.is((await remembered(blob)).state, 'Unknown')
   assert.is(await code(replicate(far, blob, source, { signal: never })), 'StoreUnreachable')
-  await farServer.restart()
+  await farServer.start()
   await far.delete(blob.key)
   assert.is((await allBytes(blob)).state, 'Missing')
 })

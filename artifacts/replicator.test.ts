@@ -7,6 +7,8 @@ import * as assert from 'uvu/assert'
 import { encodeDescriptor, parseDescriptor } from '../api/descriptor.ts'
 import { Region } from '../api/region.ts'
 import type { ReplicaReport } from '../api/regionApi.ts'
+import { startDatabase } from '../hack/parts/database.ts'
+import { startStore } from '../hack/parts/store.ts'
 import { Database } from '../runtime/sql.ts'
 import { Cutter } from './cutter.ts'
 import { descriptorKey } from './key.ts'
@@ -15,8 +17,6 @@ import type { Replica } from './replicaState.ts'
 import { Replicas } from './replicas.ts'
 import { runReplicator } from './replicator.ts'
 import { Store } from './store.ts'
-import { startDatabase } from './testDatabase.ts'
-import { startStore } from './testStore.ts'
 
 const [database, ...servers] = await Promise.all([startDatabase(), startStore(), startStore()])
 const [homeServer, farServer] = servers
@@ -33,7 +33,7 @@ test.after(async () => {
   home[Symbol.dispose]()
   far[Symbol.dispose]()
   await sql[Symbol.asyncDispose]()
-  await Promise.all([database.stop(), ...servers.map((server) => server.stop())])
+  await Promise.all([database[Symbol.asyncDispose](), ...servers.map((server) => server[Symbol.asyncDispose]())])
 })
 
 /** Puts a blob of one part and its descriptor into the home bucket and the database. */
@@ -169,7 +169,7 @@ test('a store that is away makes its replicas Unknown; when it is back all their
   await farServer.kill()
   const away = await until('d', (replica) => replica.state === 'Unknown')
   assert.match(away.message ?? '', 'does not answer')
-  await farServer.restart()
+  await farServer.start()
   const after = await until('d', (replica) => replica.state === 'Replicated')
   assert.ok((after.allBytesReadAtMs ?? 0) > (before.allBytesReadAtMs ?? 0))
 })

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { ShoalError } from '../api/errors.ts'
-import type { ReplicaReport, ReplicaWork, WorkAnswer } from '../api/regionApi.ts'
+import { type ReplicaReport, type ReplicaWork, type WorkAnswer, workAnswer } from '../api/regionApi.ts'
+import type { ApiClient } from '../runtime/apiClient.ts'
 import { checkReplica } from './check.ts'
 import { retry } from './parallel.ts'
 import { replicate } from './replicate.ts'
@@ -11,6 +12,14 @@ export interface ReplicatorHub {
   work(signal: AbortSignal): Promise<WorkAnswer>
   report(replicas: ReplicaReport[], signal: AbortSignal): Promise<void>
 }
+
+/** The hub over HTTP; the client brings the region's token. */
+export const regionHub = (client: ApiClient): ReplicatorHub => ({
+  work: (signal) => client.request('GET', '/v1/region/work', { schema: workAnswer, signal }),
+  report: async (replicas, signal) => {
+    await client.request('POST', '/v1/region/replicas', { body: { replicas }, signal })
+  },
+})
 
 export interface ReplicatorOptions {
   hub: ReplicatorHub

@@ -5,11 +5,11 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { ShoalError } from '../api/errors.ts'
+import { startStore } from '../hack/parts/store.ts'
 import { hashOutput } from './hashOutput.ts'
 import { descriptorKey } from './key.ts'
 import { type ReceivedUpload, receiveUpload } from './receive.ts'
 import { Store } from './store.ts'
-import { startStore } from './testStore.ts'
 import { putPart } from './transfer.ts'
 import { type UploadCalls, uploadOutput } from './upload.ts'
 
@@ -23,7 +23,7 @@ const never = new AbortController().signal
 const test = suite('a store')
 test.after(async () => {
   store[Symbol.dispose]()
-  await server.stop()
+  await server[Symbol.asyncDispose]()
   await rm(dir, { recursive: true, force: true })
 })
 
