@@ -10,8 +10,11 @@ import { encodeNumbers, messageId, WireError } from './wire.ts'
 /** Memory for pieces on their way in, hashing and writing included. */
 const ACTIVE_BYTES = 64 << 20
 const MAX_ACTIVE = 512
-/** Requests under way to one peer: what it sends in this time, between these bounds. */
-const PIPELINE_SECONDS = 0.5
+/**
+ * Requests under way to one peer: what it sends in this time, between these bounds. What is asked of a seed, others
+ * ask for too until they hear of it: at 0.5 s a seed sent 1.45 copies to three machines, at 0.1 s 1.27.
+ */
+const PIPELINE_SECONDS = 0.1
 const MIN_PIPELINE_BYTES = 512 << 10
 const MAX_PIPELINE_BYTES = 8 << 20
 const BLOCK_TIMEOUT_MS = 15_000

@@ -22,8 +22,10 @@ test('three machines fetch from one seed; what each has on disk is the artifact'
   await using playground = await Playground.create()
   const sample = sampleArtifact(tree, 256 << 10)
   const key = Buffer.from('the key of this artifact')
-  const seed = await playground.seed(sample, { key })
-  const nodes = await Promise.all([1, 2, 3].map(() => playground.node()))
+  // every uplink the same, so that the seed is not simply the fastest
+  const uploadBytesPerSecond = 30e6
+  const seed = await playground.seed(sample, { key, uploadBytesPerSecond })
+  const nodes = await Promise.all([1, 2, 3].map(() => playground.node(uploadBytesPerSecond)))
   const swarms = await Promise.all(nodes.map((node, i) => playground.open(node, sample, { key, name: `leech-${i}` })))
   const addresses = [seed.address, ...nodes.map((node) => ({ host: '127.0.0.1', port: node.port }))]
   for (const swarm of swarms) swarm.addPeers(addresses)
@@ -37,7 +39,7 @@ test('three machines fetch from one seed; what each has on disk is the artifact'
   const copies = seed.swarm.stats().uploadedBytes / sample.descriptor.sizeBytes
   const wasted = swarms.reduce((sum, swarm) => sum + swarm.stats().wastedBytes, 0) / sample.descriptor.sizeBytes
   console.log(`seed sent ${copies.toFixed(2)} copies, ${wasted.toFixed(3)} copies wasted`)
-  assert.ok(copies < 2.2, `the seed sent ${copies} copies`)
+  assert.ok(copies < 1.7, `the seed sent ${copies} copies`)
   for (const swarm of swarms)
     assert.equal(swarm.have(), { pieces: 153, total: 153, bytes: sample.descriptor.sizeBytes })
 })
