@@ -1,6 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdirSync, openSync, readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 
 /**
@@ -67,22 +65,4 @@ function read(path: string): string | undefined {
   } catch {
     return undefined
   }
-}
-
-export interface StartOptions {
-  name: string
-  /** Where the log goes, as `<name>.log`. */
-  logs: string
-  command: string
-  args: string[]
-  env: NodeJS.ProcessEnv
-}
-
-/** Starts a process in a session of its own (Ctrl-C on the terminal is not for it), its output in a log file. */
-export function start({ name, logs, command, args, env }: StartOptions): ChildProcess & { pid: number } {
-  mkdirSync(logs, { recursive: true })
-  const log = openSync(join(logs, `${name}.log`), 'a')
-  const child = spawn(command, args, { env, detached: true, stdio: ['ignore', log, log] })
-  if (child.pid === undefined) throw new Error(`${name}: ${command} can’t be started`)
-  return child as ChildProcess & { pid: number }
 }

@@ -42,9 +42,22 @@ export async function makeRepository(dir: string, name: string): Promise<Reposit
   return { bare, work }
 }
 
-/** The demo's application, as the first files of a repository. */
-export async function copyApplication(repository: Repository) {
-  await cp(join(import.meta.dirname, 'app'), repository.work, { recursive: true })
+/**
+ * The application's repository and the configuration's. The application is the demo's own, or a clone of `own` (a folder
+ * or URL), of which the last commit of its main line is taken.
+ */
+export async function makeRepositories(dir: string, own: string | undefined) {
+  const [app, config] = [await makeRepository(dir, 'app'), await makeRepository(dir, 'config')]
+  if (own === undefined) await cp(join(import.meta.dirname, 'app'), app.work, { recursive: true })
+  else {
+    await git(app.work, 'fetch', '--quiet', own, 'HEAD')
+    await git(app.work, 'reset', '--quiet', '--hard', 'FETCH_HEAD')
+  }
+  await mkdir(join(config.work, 'deploy'))
+  await writeFile(join(config.work, 'deploy', '.gitkeep'), '')
+  await commit(config, 'Start')
+  await push(config)
+  return { app, config }
 }
 
 /** Commits everything there is and returns the commit's id. */
@@ -58,8 +71,8 @@ export async function commit(repository: Repository, message: string): Promise<s
 export const push = (repository: Repository) => git(repository.work, 'push', '--quiet', 'origin', 'main')
 
 /** Makes each push call the webhook, as a git server would. `caFile` is who signed the webhook's certificate. */
-export async function addHook(repository: Repository, to: { url: string; secretFile: string; caFile: string }) {
-  const hook = join(repository.bare, 'hooks', 'post-receive')
+export async function addHook(bare: string, to: { url: string; secretFile: string; caFile: string }) {
+  const hook = join(bare, 'hooks', 'post-receive')
   const values = [process.execPath, join(import.meta.dirname, 'pushHook.ts'), to.url, to.secretFile]
   await writeFile(hook, `#!/bin/sh\nNODE_EXTRA_CA_CERTS=${quote(to.caFile)} exec ${values.map(quote).join(' ')}\n`)
   await chmod(hook, 0o755)

@@ -49,7 +49,7 @@ export interface SystemState {
   hub: { url: string; ca: string; pid: number }
   webhook: { url: string; secretFile: string }
   workers: { name: string; url: string; pid: number }[]
-  regions: { name: string; fleetUrl: string; pid: number; mirrorNamespace: string }[]
+  regions: { name: string; fleetUrl: string; pid: number; mirrorNamespace: string; databaseUrl: string }[]
   stores: StoreState[]
   storeCountsUrl: string
   machines: MachineState[]

@@ -1,6 +1,6 @@
 import { createServer as createHttpServer } from 'node:http'
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net'
-import { freePort } from './ports.ts'
+import { freePort } from '../parts/process.ts'
 
 /** Bytes a region's store gave out over connections whose first request was a presigned read, and over others. */
 export interface StoreCounts {
