@@ -1,9 +1,10 @@
 import { type SigningKey, sign } from '../runtime/dsse.ts'
 
+/** The DSSE payload type of in-toto statements. */
 const payloadType = 'application/vnd.in-toto+json'
 
 /** What is said of how an artifact came to be. */
-export interface BuildRecord {
+interface BuildRecord {
   namespace: string
   artifact: string
   pipeline: string
@@ -17,7 +18,10 @@ export interface BuildRecord {
   finishedAt: string
 }
 
-/** The in-toto statement (SLSA provenance v1) of a build, in a DSSE envelope signed by the hub. */
+/**
+ * The in-toto statement (SLSA provenance v1) of a build, in a DSSE envelope signed by the hub. Equal records give equal
+ * bytes, so two replicas of the hub make the same Artifact.
+ */
 export function signProvenance(record: BuildRecord, key: SigningKey): string {
   const { source } = record
   const statement = {

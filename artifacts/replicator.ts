@@ -6,6 +6,7 @@ import { checkReplica } from './check.ts'
 import { retry } from './parallel.ts'
 import { replicate } from './replicate.ts'
 import { Store } from './store.ts'
+import { sweepUploads } from './sweep.ts'
 
 /** The hub, as a region's replicator sees it (api/regionApi.ts). */
 export interface ReplicatorHub {
@@ -40,6 +41,7 @@ export interface ReplicatorOptions {
 }
 
 const HUB_RETRY_MS = 1000
+const SWEEP_EVERY_MS = 3_600_000
 
 /**
  * A region's replicator: asks the hub what to do about its own bucket, does it, and says how it went, until `signal`.
@@ -49,6 +51,7 @@ export async function runReplicator(options: ReplicatorOptions): Promise<void> {
   const { hub, log, signal } = options
   const running = new Map<string, Promise<void>>()
   let store: Store | undefined
+  let sweepAtMs = 0
   try {
     while (!signal.aborted) {
       let pollAfterMs = HUB_RETRY_MS
@@ -56,6 +59,10 @@ export async function runReplicator(options: ReplicatorOptions): Promise<void> {
         const answer = await hub.work(signal)
         pollAfterMs = answer.pollAfterMs
         store = openStore(store, answer, options)
+        if (performance.now() >= sweepAtMs) {
+          sweepAtMs = performance.now() + SWEEP_EVERY_MS
+          sweep(store, log)
+        }
         const waiting = answer.work.filter((work) => !running.has(idOf(work)))
         await take(waiting, running, { ...options, store })
       } catch (error) {
@@ -67,6 +74,13 @@ export async function runReplicator(options: ReplicatorOptions): Promise<void> {
     await Promise.allSettled(running.values())
     store?.[Symbol.dispose]()
   }
+}
+
+function sweep(store: Store, log: ReplicatorOptions['log']): void {
+  sweepUploads(store, Date.now()).then(
+    (count) => count > 0 && log.info({ count }, 'stale uploads aborted'),
+    (error) => log.debug({ err: error }, 'looking for stale uploads failed'),
+  )
 }
 
 const idOf = (work: ReplicaWork) => `${work.namespace}/${work.name}`

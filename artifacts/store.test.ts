@@ -10,6 +10,7 @@ import { hashOutput } from './hashOutput.ts'
 import { descriptorKey } from './key.ts'
 import { type ReceivedUpload, receiveUpload } from './receive.ts'
 import { Store } from './store.ts'
+import { sweepUploads } from './sweep.ts'
 import { putPart } from './transfer.ts'
 import { type UploadCalls, uploadOutput } from './upload.ts'
 
@@ -143,6 +144,35 @@ test('a presigned read gives any range', async () => {
   const { url } = await store.presignGet('ranged', 60)
   const response = await fetch(url, { headers: { range: 'bytes=2-4' } })
   assert.is(await response.text(), '234')
+})
+
+test('a store that stops answering is found out, also in the middle of a read', async () => {
+  await store.put('long', randomBytes(30_000_000))
+  using impatient = new Store({ ...server, bucket: 'home', timeoutMs: 300 })
+  const reading = impatient.read('long')
+  await reading.next()
+  server.pause()
+  try {
+    assert.is(await code(impatient.head('long')), 'StoreUnreachable')
+    const rest = async () => {
+      for await (const _ of reading);
+    }
+    assert.is(await code(rest()), 'StoreUnreachable')
+  } finally {
+    server.resume()
+  }
+  assert.is((await impatient.readBack('long')).sizeBytes, 30_000_000)
+})
+
+test('an upload that nobody finishes is aborted after a day, and no younger one', async () => {
+  const uploadId = await store.startUpload('forgotten')
+  assert.is(await sweepUploads(store, Date.now()), 0)
+  assert.equal(
+    (await store.listUploads('forgotten')).map((upload) => upload.uploadId),
+    [uploadId],
+  )
+  assert.ok((await sweepUploads(store, Date.now() + 25 * 3_600_000)) >= 1)
+  assert.equal(await store.listUploads('forgotten'), [])
 })
 
 test.run()

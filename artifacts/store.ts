@@ -25,7 +25,7 @@ export interface StoreOptions {
   bucket: string
   accessKeyId: string
   secretAccessKey: string
-  /** How long the store may be silent in any call. Default 20 s. */
+  /** How long the store may be silent in any call. Default 10 s. */
   timeoutMs?: number
 }
 
@@ -89,7 +89,7 @@ export class Store implements Disposable {
   constructor(options: StoreOptions) {
     this.endpoint = options.endpoint
     this.bucket = options.bucket
-    this.#timeoutMs = options.timeoutMs ?? 20_000
+    this.#timeoutMs = options.timeoutMs ?? 10_000
     this.#client = new S3Client({
       endpoint: options.endpoint,
       region: 'us-east-1',

@@ -20,6 +20,7 @@ import { startStore } from '../../hack/parts/store.ts'
 import { ApiClient } from '../../runtime/apiClient.ts'
 import { Cluster } from '../../runtime/cluster.ts'
 import { core } from '../../runtime/core.ts'
+import { generateSigningKey, loadSigningKey, verify } from '../../runtime/dsse.ts'
 import { TokenReviewer } from '../../runtime/identity.ts'
 import { createLogger } from '../../runtime/log.ts'
 import { Metrics } from '../../runtime/metrics.ts'
@@ -80,6 +81,7 @@ const jobs = {
   },
 }
 
+const signingKey = loadSigningKey(generateSigningKey().privateKeyPem)
 const timings = { leaseMs: 2000, checkEveryMs: 300, retryMs: 100, retryMaxMs: 300 }
 
 /** One replica of the hub; the test runs two. */
@@ -102,6 +104,7 @@ async function runHub(signal: AbortSignal) {
     regions: directory,
     replicas,
     jobs,
+    signingKey,
     log,
     metrics,
     pollMs: 100,
@@ -177,7 +180,14 @@ async function built(name: string, replicate: 'Always' | 'OnDeploy' = 'Always', 
   )
   if (!facts) throw new Error('not received')
   const id = queue.size + 1
-  const job = { id, namespace, name, pipeline: 'web', commit: 'a'.repeat(40), regions, replicate, facts }
+  const build = {
+    source: { url: 'https://git.example.com/web.git', ref: 'refs/heads/main' },
+    command: ['./build.sh'],
+    worker: 'worker-1',
+    startedAt: '2026-01-01T00:00:00Z',
+    finishedAt: '2026-01-01T00:01:00Z',
+  }
+  const job = { id, namespace, name, pipeline: 'web', commit: 'a'.repeat(40), regions, replicate, facts, build }
   queue.set(id, { ...job, succeeded: false })
   return { id, facts }
 }
@@ -218,6 +228,10 @@ test('it is deployable, and its job succeeded, only when every region has it', a
   )
   await until('the job to succeed', () => queue.get(id)?.succeeded)
   assert.is((await far.readBack(facts.key)).digest, facts.digest)
+  const statement = verify(deployable.spec.provenance ?? '', 'application/vnd.in-toto+json', [signingKey])
+  const { subject, predicate } = JSON.parse(Buffer.from(statement).toString())
+  assert.is(`sha256:${subject[0].digest.sha256}`, facts.digest)
+  assert.is(predicate.buildDefinition.resolvedDependencies[0].digest.gitCommit, 'a'.repeat(40))
 })
 
 test('a store that is away, or lost the copy, makes it not deployable by name, until it is repaired', async () => {

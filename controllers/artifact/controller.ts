@@ -6,10 +6,12 @@
 import { isDeepStrictEqual } from 'node:util'
 import { Artifact } from '../../api/artifact.ts'
 import { Transient } from '../../api/errors.ts'
+import { signProvenance } from '../../artifacts/provenance.ts'
 import type { Replicas } from '../../artifacts/replicas.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import { ApiError, type Cluster } from '../../runtime/cluster.ts'
 import { Controller } from '../../runtime/controller.ts'
+import type { SigningKey } from '../../runtime/dsse.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
@@ -23,6 +25,8 @@ export interface ArtifactControllerOptions {
   regions: RegionDirectory
   replicas: Replicas
   jobs: ReplicatingJobs
+  /** Signs provenance; absent: there is none. */
+  signingKey?: SigningKey
   log: Logger
   metrics: Metrics
   clock?: Clock
@@ -134,7 +138,7 @@ export class ArtifactController {
         checksum,
         descriptor: { infoHash, digest: descriptorDigest },
         regions: job.regions,
-        ...(job.provenance !== undefined && { provenance: job.provenance }),
+        ...this.#provenance(job),
       },
     )
     try {
@@ -147,6 +151,15 @@ export class ArtifactController {
       if (!there) throw new Transient('Conflict', 'The artifact was deleted meanwhile.')
       return Artifact.parse(there)
     }
+  }
+
+  #provenance(job: ReplicatingJob): { provenance?: string } {
+    const { signingKey } = this.#options
+    if (!job.build || !signingKey) return {}
+    const { namespace, name: artifact, pipeline, commit, facts, build } = job
+    const source = { ...build.source, commit }
+    const record = { ...build, ...facts, namespace, artifact, pipeline, source }
+    return { provenance: signProvenance(record, signingKey) }
   }
 
   /** The replicas in the database, after adding those of regions that should have one. */

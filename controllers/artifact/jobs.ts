@@ -12,8 +12,15 @@ export interface ReplicatingJob {
   regions: string[]
   replicate: 'Always' | 'OnDeploy'
   facts: BlobFacts
-  /** in-toto statement in a DSSE envelope. */
-  provenance?: string
+  /** How it was built, for the provenance; absent: the Artifact has none. */
+  build?: {
+    source: { url: string; ref: string }
+    command: string[]
+    worker: string
+    /** RFC 3339 */
+    startedAt: string
+    finishedAt: string
+  }
 }
 
 /** The build queue, as the artifact controller sees it. */
