@@ -148,7 +148,8 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.#origin.set(p.options.origin)
     if (this.#picker.had.full) void this.#finish()
     const { signal } = p.options
-    const abort = () => void this[Symbol.asyncDispose]()
+    // what could not be saved is hashed again the next time; whoever disposes hears of it
+    const abort = () => void this[Symbol.asyncDispose]().catch(() => {})
     signal?.addEventListener('abort', abort, { once: true })
     this.#stopTimers.push(() => signal?.removeEventListener('abort', abort))
   }
