@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { Agent, request } from 'undici'
 import { type Program, startProgram, until } from '../parts/process.ts'
 import { marker } from './processes.ts'
+import { logsDir } from './state.ts'
 
 const root = join(import.meta.dirname, '../..')
 
@@ -18,7 +19,7 @@ export interface RoleOptions {
 
 /** Starts a role as its users do, `shoal <role>` with settings from the environment, and nothing else of ours in it. */
 export function startRole({ role, name, dir, settings }: RoleOptions): Program {
-  const logs = join(dir, 'logs')
+  const logs = logsDir(dir)
   mkdirSync(logs, { recursive: true })
   return startProgram(process.execPath, [join(root, 'main.ts'), role], {
     name,

@@ -57,6 +57,9 @@ export interface SystemState {
   startSeconds: number
 }
 
+/** The processes' logs: beside the system's folder, so that they are there to read when that is gone. */
+export const logsDir = (dir: string) => `${dir}-logs`
+
 const stateFile = (dir: string) => join(dir, 'state.json')
 
 /** Writes state.json whole or not at all; only the user can read it, since it holds the stores' credentials. */

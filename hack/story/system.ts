@@ -20,7 +20,7 @@ import { endDemoProcesses, marker } from './processes.ts'
 import type { Progress } from './progress.ts'
 import { addHook, makeRepositories } from './repositories.ts'
 import { isReady, type RoleOptions, startRole } from './roleProcess.ts'
-import type { MachineState, Shape, SystemState } from './state.ts'
+import { logsDir, type MachineState, type Shape, type SystemState } from './state.ts'
 
 export interface SystemOptions {
   /** Everything is written below it; what is there of an earlier system is ended and removed. Absolute. */
@@ -47,7 +47,7 @@ export interface System extends AsyncDisposable {
 
 const namespace = 'demo'
 
-/** Ends every process of the system in `dir`, however it was started, and removes its files. */
+/** Ends every process of the system in `dir`, however it was started, and removes its files but the logs. */
 export async function removeSystem(dir: string): Promise<void> {
   await endDemoProcesses(dir)
   await rm(machinesDir(dir), { recursive: true, force: true, maxRetries: 5 })
@@ -59,6 +59,7 @@ export async function startSystem(options: SystemOptions): Promise<System> {
   const { dir, shape, progress, ownServers = [] } = options
   const begun = performance.now()
   await removeSystem(dir)
+  await rm(logsDir(dir), { recursive: true, force: true })
   await mkdir(dir, { recursive: true, mode: 0o711 })
   // What this process starts inherits the mark.
   process.env[marker] = dir

@@ -1,0 +1,8 @@
+/** cli/: the commands of `shoal` for people. Roles are added by main.ts. Each file adds one command to the program. */
+import type { Command } from 'commander'
+import { addKeys } from './keys.ts'
+
+/** Adds every command to the program. */
+export function addCommands(program: Command): void {
+  addKeys(program)
+}
