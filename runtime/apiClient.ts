@@ -1,6 +1,6 @@
 import { Agent, request as send } from 'undici'
 import { z } from 'zod'
-import { type ErrorCode, errorCodes, Fenced, ShoalError, Stalled, Transient } from '../api/errors.ts'
+import { type ErrorCode, errorCodes, Fenced, ShoalError, Stalled, Transient, Waiting } from '../api/errors.ts'
 
 export interface ApiClientOptions {
   baseUrl: string
@@ -19,7 +19,8 @@ interface RequestOptions<T> {
 }
 
 const errorBody = z.object({ code: z.string(), message: z.string() })
-const retriable = new Set<ErrorCode>(['Unavailable', 'Timeout', 'Internal', 'StoreUnreachable', 'Conflict'])
+/** Refusals that may pass: a credential not known yet, a change at the same time, a copy being made again. */
+const passing = new Set<ErrorCode>(['Unauthorized', 'Internal', 'Conflict', 'ReplicaMissing', 'ChecksumMismatch'])
 const maxAnswerBytes = 64 << 20
 
 /** A client of our own JSON APIs: errors come back as the class they were thrown as, by their code. */
@@ -43,8 +44,14 @@ export class ApiClient implements AsyncDisposable {
     options: RequestOptions<T> = {},
   ): Promise<T> {
     const bytes = await this.bytes(method, path, options)
-    const json: unknown = bytes.length === 0 ? undefined : JSON.parse(bytes.toString())
-    return options.schema ? options.schema.parse(json) : (json as T)
+    try {
+      const json: unknown = bytes.length === 0 ? undefined : JSON.parse(bytes.toString())
+      return options.schema ? options.schema.parse(json) : (json as T)
+    } catch (error) {
+      throw new Transient('Unavailable', `${this.#host}: unexpected answer to ${method} ${path.split('?')[0]}`, {
+        cause: error,
+      })
+    }
   }
 
   /** The answer's bytes. */
@@ -56,34 +63,36 @@ export class ApiClient implements AsyncDisposable {
     const timeoutMs = options.timeoutMs ?? this.#options.timeoutMs ?? 15_000
     const timeout = AbortSignal.timeout(timeoutMs)
     const token = await this.#options.token?.()
-    const answer = await send(new URL(path, this.#options.baseUrl), {
-      method,
-      dispatcher: this.#agent,
-      signal: options.signal ? AbortSignal.any([options.signal, timeout]) : timeout,
-      headers: {
-        ...(token !== undefined && { authorization: `Bearer ${token}` }),
-        ...(options.body !== undefined && { 'content-type': 'application/json' }),
-      },
-      ...(options.body !== undefined && { body: JSON.stringify(options.body) }),
-    })
-      .then(
-        async ({ statusCode, body }) => ({ statusCode, bytes: await limited(body) }),
-        (error: unknown) => this.#failed(error, options.signal, timeoutMs),
-      )
-      .catch((error: unknown) =>
-        error instanceof ShoalError ? Promise.reject(error) : this.#failed(error, options.signal, timeoutMs),
-      )
-    if (answer.statusCode >= 400) throw fromAnswer(answer.statusCode, answer.bytes)
-    return answer.bytes
+    try {
+      const { statusCode, headers, body } = await send(new URL(path, this.#options.baseUrl), {
+        method,
+        dispatcher: this.#agent,
+        signal: options.signal ? AbortSignal.any([options.signal, timeout]) : timeout,
+        headers: {
+          ...(token !== undefined && { authorization: `Bearer ${token}` }),
+          ...(options.body !== undefined && { 'content-type': 'application/json' }),
+        },
+        ...(options.body !== undefined && { body: JSON.stringify(options.body) }),
+      })
+      const bytes = await limited(body)
+      if (statusCode < 400) return bytes
+      throw fromAnswer(statusCode, bytes, Number(headers['retry-after']))
+    } catch (error) {
+      if (error instanceof ShoalError) throw error
+      return this.#failed(error, options.signal, timeoutMs)
+    }
+  }
+
+  get #host(): string {
+    return new URL(this.#options.baseUrl).host
   }
 
   #failed(error: unknown, signal: AbortSignal | undefined, timeoutMs: number): never {
     signal?.throwIfAborted()
     const { name, message } = error as Error
-    const host = new URL(this.#options.baseUrl).host
     if (name === 'TimeoutError')
-      throw new Transient('Timeout', `${host}: no answer within ${timeoutMs} ms`, { cause: error })
-    throw new Transient('Unavailable', `${host}: ${message}`, { cause: error })
+      throw new Transient('Timeout', `${this.#host}: no answer within ${timeoutMs} ms`, { cause: error })
+    throw new Transient('Unavailable', `${this.#host}: ${message}`, { cause: error })
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -102,14 +111,22 @@ async function limited(body: AsyncIterable<Buffer>): Promise<Buffer> {
   return Buffer.concat(chunks)
 }
 
-function fromAnswer(status: number, bytes: Buffer): ShoalError {
+/** The class it was thrown as: said by `Fenced` itself, by Retry-After for Waiting, else by the code. */
+function fromAnswer(status: number, bytes: Buffer, retryAfterSeconds: number): ShoalError {
   let body: z.infer<typeof errorBody>
   try {
     body = errorBody.parse(JSON.parse(bytes.toString()))
   } catch {
     return new Transient(status === 401 ? 'Unauthorized' : 'Unavailable', `unexpected answer ${status}`)
   }
-  const code = body.code in errorCodes ? (body.code as ErrorCode) : 'Internal'
-  if (code === 'Fenced') return new Fenced(body.message)
-  return retriable.has(code) ? new Transient(code, body.message) : new Stalled(code, body.message)
+  const { message } = body
+  const code = knownCode(body.code, status)
+  if (code === 'Fenced') return new Fenced(message)
+  if (retryAfterSeconds >= 0) return new Waiting(code, message, { afterMs: retryAfterSeconds * 1000 })
+  const passes = passing.has(code) || errorCodes[code].status === 503 || errorCodes[code].status === 504
+  return passes ? new Transient(code, message) : new Stalled(code, message)
 }
+
+/** A newer server may have codes of its own. */
+const knownCode = (code: string, status: number): ErrorCode =>
+  Object.hasOwn(errorCodes, code) ? (code as ErrorCode) : status < 500 ? 'Invalid' : 'Internal'

@@ -23,6 +23,7 @@ export async function createAuthority(commonName: string): Promise<KeyPair> {
     extensions: [
       new x509.BasicConstraintsExtension(true, 0, true),
       new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
+      await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
     ],
   })
   return { certificate: certificate.toString('pem'), key: await exportKey(keys.privateKey) }
@@ -50,6 +51,8 @@ export async function createServerCertificate(authority: KeyPair, hosts: string[
     signingKey,
     extensions: [
       new x509.SubjectAlternativeNameExtension(names),
+      new x509.BasicConstraintsExtension(false),
+      new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
       new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth]),
       await x509.AuthorityKeyIdentifierExtension.create(issuer),
     ],

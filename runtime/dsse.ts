@@ -8,7 +8,7 @@ import {
   verify as verifyBytes,
 } from 'node:crypto'
 import { z } from 'zod'
-import { ShoalError } from '../api/errors.ts'
+import { ShoalError, Stalled } from '../api/errors.ts'
 
 /** DSSE envelopes (Dead Simple Signing Envelope v1, JSON) with Ed25519. */
 const envelopeSchema = z.object({
@@ -30,16 +30,28 @@ export interface SigningKey extends VerificationKey {
   privateKey: KeyObject
 }
 
-/** The signing key of a PEM file's text. */
+/** The signing key of a PEM file's text. Throws `ConfigInvalid`. */
 export function loadSigningKey(pem: string): SigningKey {
-  const privateKey = createPrivateKey(pem)
+  const privateKey = readKey(() => createPrivateKey(pem))
   return { ...verificationKey(createPublicKey(privateKey)), privateKey }
 }
 
-/** Every public key of a text with one or more PEM blocks. */
+/** Every public key of a text with one or more PEM blocks. Throws `ConfigInvalid`, also when there is none. */
 export function loadVerificationKeys(pem: string): VerificationKey[] {
   const blocks = pem.match(/-----BEGIN PUBLIC KEY-----[^-]+-----END PUBLIC KEY-----/g) ?? []
-  return blocks.map((block) => verificationKey(createPublicKey(block)))
+  if (blocks.length === 0) throw new Stalled('ConfigInvalid', 'there is no public key in the text')
+  return blocks.map((block) => verificationKey(readKey(() => createPublicKey(block))))
+}
+
+function readKey(read: () => KeyObject): KeyObject {
+  let key: KeyObject
+  try {
+    key = read()
+  } catch (error) {
+    throw new Stalled('ConfigInvalid', 'the text is not a PEM key', { cause: error })
+  }
+  if (key.asymmetricKeyType === 'ed25519') return key
+  throw new Stalled('ConfigInvalid', `the key is ${key.asymmetricKeyType}, not Ed25519`)
 }
 
 /** A new key pair, as PEM. */

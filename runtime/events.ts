@@ -10,14 +10,25 @@ export interface Subject {
   metadata: { name: string; namespace?: string | undefined; uid?: string | undefined }
 }
 
-/** Reports Events about objects; the same one is sent once in `quietMs`. Never throws and never makes anyone wait. */
+interface Recent {
+  sinceMs: number
+  notes: Set<string>
+}
+
+/**
+ * Reports Events about objects. The same one is sent once in `quietMs`, and of one reason about one object at most
+ * `notesPerReason` notes, so that a message with a number in it doesn't fill etcd. Never throws, never makes anyone
+ * wait; while the API server is away, events are lost rather than heaped up.
+ */
 export class EventRecorder {
   readonly #cluster: Cluster
   readonly #component: string
   readonly #log: Logger
   readonly #clock: Clock
-  readonly #sent = new Map<string, number>()
+  readonly #recent = new Map<string, Recent>()
+  #sending = 0
   static readonly quietMs = 300_000
+  static readonly notesPerReason = 10
 
   constructor(options: { cluster: Cluster; component: string; log: Logger; clock?: Clock }) {
     this.#cluster = options.cluster
@@ -28,12 +39,7 @@ export class EventRecorder {
 
   /** `reason` is one stable CamelCase word. */
   record(subject: Subject, type: 'Normal' | 'Warning', reason: string, note: string): void {
-    const now = this.#clock.monotonic()
-    const key = [subject.kind, subject.metadata.namespace, subject.metadata.name, reason, note].join('\0')
-    const last = this.#sent.get(key)
-    if (last !== undefined && now - last < EventRecorder.quietMs) return
-    if (this.#sent.size > 10_000) this.#sent.clear()
-    this.#sent.set(key, now)
+    if (this.#sending >= 64 || !this.#isNew(subject, reason, note)) return
     const namespace = subject.metadata.namespace ?? 'default'
     const event = {
       metadata: { name: `${subject.metadata.name.slice(0, 200)}.${randomBytes(8).toString('hex')}`, namespace },
@@ -52,8 +58,23 @@ export class EventRecorder {
         uid: subject.metadata.uid,
       },
     }
+    this.#sending++
     this.#cluster
       .create(core.Event, event)
       .catch((error: unknown) => this.#log.debug({ err: error, reason }, 'event not sent'))
+      .finally(() => this.#sending--)
+  }
+
+  #isNew({ kind, metadata }: Subject, reason: string, note: string): boolean {
+    const now = this.#clock.monotonic()
+    const key = [kind, metadata.namespace, metadata.name, metadata.uid, reason].join('\0')
+    const known = this.#recent.get(key)
+    const recent =
+      known && now - known.sinceMs < EventRecorder.quietMs ? known : { sinceMs: now, notes: new Set<string>() }
+    if (recent.notes.has(note) || recent.notes.size >= EventRecorder.notesPerReason) return false
+    recent.notes.add(note)
+    if (this.#recent.size >= 10_000) this.#recent.clear()
+    this.#recent.set(key, recent)
+    return true
   }
 }

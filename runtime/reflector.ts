@@ -1,7 +1,8 @@
 import { type Clock, systemClock } from './clock.ts'
-import type { AnyObject, Cluster, Selection } from './cluster.ts'
+import { type AnyObject, ApiError, type Cluster, type Selection } from './cluster.ts'
 import type { Resource } from './core.ts'
 import type { Logger } from './log.ts'
+import type { Metrics } from './metrics.ts'
 
 export interface Named {
   metadata: { name: string; namespace?: string | undefined; resourceVersion?: string | undefined }
@@ -11,10 +12,14 @@ export interface ReflectorOptions<T> {
   cluster: Cluster
   resource: Resource
   selection?: Selection
-  /** Throws for an object that doesn't fit: it is left out, and `onInvalid` is told. */
+  /**
+   * Throws for an object that doesn't fit: `onInvalid` is told, and what was known of it before stays, so that a bad
+   * write changes nothing.
+   */
   parse: (object: unknown) => T
   onInvalid?: (key: string, error: unknown) => void
   log: Logger
+  metrics?: Metrics
   clock?: Clock
   random?: () => number
   /** Everything is listed anew so often, in case an event was lost. Default: 10 minutes. */
@@ -45,11 +50,17 @@ export class Reflector<T extends Named> {
   readonly #objects = new Map<string, T>()
   readonly #handlers: ChangeHandler<T>[] = []
   readonly #synced = Promise.withResolvers<void>()
+  readonly #count: (what: 'list' | 'watch' | 'broken' | 'invalid') => void
   #resourceVersion: string | undefined
+  #listedAt = Number.NEGATIVE_INFINITY
 
   constructor(options: ReflectorOptions<T>) {
     this.#options = options
     this.#clock = options.clock ?? systemClock
+    const steps = options.metrics?.counter('reflector_total', 'What reflectors did.', ['resource', 'what'])
+    this.#count = (what) => steps?.inc({ resource: options.resource.plural, what })
+    // Whoever waits is told; nobody has to.
+    this.#synced.promise.catch(() => undefined)
   }
 
   get(key: string): T | undefined {
@@ -66,36 +77,43 @@ export class Reflector<T extends Named> {
     for (const [key, object] of this.#objects) this.#call(handler, key, object, undefined)
   }
 
-  /** Resolves when the first list is here. */
+  /** Resolves when the first list is here; rejects when `run` ended before. */
   synced(): Promise<void> {
     return this.#synced.promise
   }
 
   /** Runs until the signal aborts. Never throws. */
   async run(signal: AbortSignal): Promise<void> {
-    const { log, resource, relistMs = 600_000, random = Math.random } = this.#options
+    const { log, resource, random = Math.random } = this.#options
     let failures = 0
-    let listedAt = Number.NEGATIVE_INFINITY
     while (!signal.aborted) {
       try {
-        if (this.#resourceVersion === undefined || this.#clock.monotonic() - listedAt > relistMs) {
-          await this.#relist(signal)
-          listedAt = this.#clock.monotonic()
-        }
+        if (this.#mustList(failures)) await this.#relist(signal)
+        this.#count('watch')
         const events = await this.#watch(signal)
         failures = events > 0 ? 0 : failures + 1
       } catch (error) {
-        if (signal.aborted) return
+        if (signal.aborted) break
         failures++
+        this.#count('broken')
         log.debug({ resource: resource.plural, err: error }, 'watch broken')
       }
       const delayMs = Math.min(30_000, 100 * 2 ** Math.min(failures, 10)) * (0.5 + random() / 2)
       await this.#clock.sleep(delayMs, signal).catch(() => undefined)
     }
+    this.#synced.reject(signal.reason)
+  }
+
+  /** Many failures in a row: the version may be one the server never had, as after it was restored from a backup. */
+  #mustList(failures: number): boolean {
+    const { relistMs = 600_000 } = this.#options
+    const due = this.#clock.monotonic() - this.#listedAt > relistMs
+    return this.#resourceVersion === undefined || due || (failures > 0 && failures % 5 === 0)
   }
 
   async #relist(signal: AbortSignal): Promise<void> {
     const { cluster, resource, selection } = this.#options
+    this.#count('list')
     const { items, resourceVersion } = await cluster.list<AnyObject>(resource, selection, signal)
     const listed = new Set<string>()
     for (const item of items) {
@@ -104,6 +122,7 @@ export class Reflector<T extends Named> {
     }
     for (const key of [...this.#objects.keys()]) if (!listed.has(key)) this.#remove(key)
     this.#resourceVersion = resourceVersion
+    this.#listedAt = this.#clock.monotonic()
     this.#synced.resolve()
   }
 
@@ -111,13 +130,14 @@ export class Reflector<T extends Named> {
   async #watch(signal: AbortSignal): Promise<number> {
     const { cluster, resource, selection, watchSeconds = 300, silenceMs = 150_000 } = this.#options
     const silence = new AbortController()
-    let timer = setTimeout(() => silence.abort(), silenceMs)
+    const silent = () => silence.abort(new Error('the watch fell silent'))
+    let timer = setTimeout(silent, silenceMs)
     let events = 0
     try {
       const since = { ...selection, resourceVersion: this.#resourceVersion ?? '0', timeoutSeconds: watchSeconds }
       for await (const { type, object } of cluster.watch(resource, since, AbortSignal.any([signal, silence.signal]))) {
         clearTimeout(timer)
-        timer = setTimeout(() => silence.abort(), silenceMs)
+        timer = setTimeout(silent, silenceMs)
         if (type === 'ERROR') {
           // 410 Gone: the version is too old to watch from.
           this.#resourceVersion = undefined
@@ -129,7 +149,7 @@ export class Reflector<T extends Named> {
         this.#resourceVersion = object.metadata.resourceVersion ?? this.#resourceVersion
       }
     } catch (error) {
-      if ((error as { status?: number }).status === 410) this.#resourceVersion = undefined
+      if (error instanceof ApiError && error.status === 410) this.#resourceVersion = undefined
       throw error
     } finally {
       clearTimeout(timer)
@@ -145,15 +165,22 @@ export class Reflector<T extends Named> {
     try {
       object = this.#options.parse(raw)
     } catch (error) {
-      this.#options.log.info(
-        { key, resource: this.#options.resource.plural, reason: (error as Error).message },
-        'object does not parse',
-      )
-      this.#options.onInvalid?.(key, error)
+      this.#invalid(key, error)
       return
     }
     this.#objects.set(key, object)
     for (const handler of this.#handlers) this.#call(handler, key, object, previous)
+  }
+
+  #invalid(key: string, error: unknown): void {
+    const { log, resource, onInvalid } = this.#options
+    this.#count('invalid')
+    log.info({ key, resource: resource.plural, reason: (error as Error).message }, 'object does not parse')
+    try {
+      onInvalid?.(key, error)
+    } catch (thrown) {
+      log.error({ key, err: thrown }, 'invalid handler failed')
+    }
   }
 
   #remove(key: string): void {

@@ -8,42 +8,80 @@ import type { Metrics } from './metrics.ts'
 
 export type Server = FastifyInstance
 
+interface TlsFiles {
+  certFile: string
+  keyFile: string
+  /** How often they are looked at. Default: 30 s. */
+  checkMs?: number
+}
+
 export interface ServerOptions {
   log: Logger
   metrics: Metrics
   /** Files of the certificate and its key; read again when they change. Without them: plain HTTP. */
-  tls?: { certFile: string; keyFile: string } | undefined
+  tls?: TlsFiles | undefined
+  /** Default: 1 MiB. */
   bodyLimitBytes?: number
+  /** What is in flight may take so long once the server is being closed. Default: 10 s. */
+  closeMs?: number
   /** Why this process is not ready yet; empty when it is. */
   ready?: () => string[] | Promise<string[]>
 }
 
 /** An HTTP(S) server with /healthz, /readyz and /metrics; a ShoalError becomes `{code, message}` with its status. */
 export function createServer(options: ServerOptions): Server {
-  const { log, tls } = options
+  const { log, tls, metrics } = options
   const server = Fastify({
     logger: false,
     bodyLimit: options.bodyLimitBytes ?? 1 << 20,
-    forceCloseConnections: true,
+    forceCloseConnections: 'idle',
+    // A client that sends its request byte by byte holds a connection no longer than this.
+    requestTimeout: 120_000,
     ...(tls && { https: credentials(tls) }),
   }) as unknown as Server
   if (tls) reloadOnChange(server, tls, log)
+  closeInTime(server, options.closeMs ?? 10_000)
   server.get('/healthz', () => 'ok\n')
   server.get('/readyz', async (_request, reply) => {
-    const reasons = (await options.ready?.()) ?? []
+    const reasons = await reasonsNotReady(options)
     return reasons.length === 0 ? 'ok\n' : reply.code(503).send(`${reasons.join('\n')}\n`)
   })
   server.get('/metrics', async (_request, reply) =>
-    reply.type(options.metrics.registry.contentType).send(await options.metrics.registry.metrics()),
+    reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
   )
+  const durations = metrics.histogram('http_request_duration_seconds', 'Time of an HTTP request.', ['route', 'status'])
+  server.addHook('onResponse', async (request, reply) => {
+    const route = request.routeOptions.url ?? 'none'
+    durations.observe({ route, status: String(reply.statusCode) }, reply.elapsedTime / 1000)
+  })
   server.setNotFoundHandler((_request, reply) => reply.code(404).send({ code: 'NotFound', message: 'no such path' }))
   server.setErrorHandler((error, request, reply) => {
     const known = asShoalError(error)
-    if (known.code === 'Internal') log.error({ err: error, path: request.url.split('?')[0] }, 'request failed')
+    const fields = { err: error, method: request.method, route: request.routeOptions.url }
+    if (known.code === 'Internal') log.error(fields, 'request failed')
+    else log.debug(fields, 'request refused')
     if (known instanceof Waiting) reply.header('retry-after', Math.ceil(known.afterMs / 1000))
     return reply.code(errorCodes[known.code].status).send({ code: known.code, message: known.message })
   })
   return server
+}
+
+async function reasonsNotReady({ ready, log }: ServerOptions): Promise<string[]> {
+  try {
+    return (await ready?.()) ?? []
+  } catch (error) {
+    log.error({ err: error }, 'readiness not known')
+    return ['readiness not known']
+  }
+}
+
+/** Requests in flight are answered, but not for longer than this; idle connections are closed at once. */
+function closeInTime(server: Server, closeMs: number): void {
+  let timer: NodeJS.Timeout | undefined
+  server.addHook('preClose', async () => {
+    timer = setTimeout(() => server.server.closeAllConnections(), closeMs).unref()
+  })
+  server.addHook('onClose', async () => clearTimeout(timer))
 }
 
 function asShoalError(error: unknown): ShoalError {
@@ -58,13 +96,13 @@ function asShoalError(error: unknown): ShoalError {
   return new ShoalError('Internal', 'internal error')
 }
 
-const credentials = (tls: { certFile: string; keyFile: string }) => ({
+const credentials = (tls: TlsFiles) => ({
   cert: readFileSync(tls.certFile),
   key: readFileSync(tls.keyFile),
 })
 
-/** Kubernetes replaces mounted Secrets in place; the certificate in use follows within a minute. */
-function reloadOnChange(server: Server, tls: { certFile: string; keyFile: string }, log: Logger): void {
+/** Kubernetes replaces mounted Secrets in place; the certificate in use follows. */
+function reloadOnChange(server: Server, tls: TlsFiles, log: Logger): void {
   let modifiedMs = statSync(tls.certFile).mtimeMs
   const timer = setInterval(() => {
     try {
@@ -76,7 +114,7 @@ function reloadOnChange(server: Server, tls: { certFile: string; keyFile: string
     } catch (error) {
       log.error({ err: error }, 'certificate not reloaded')
     }
-  }, 30_000).unref()
+  }, tls.checkMs ?? 30_000).unref()
   server.addHook('onClose', () => clearInterval(timer))
 }
 
