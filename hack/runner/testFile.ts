@@ -1,0 +1,49 @@
+import { type GroupResult, runGroup } from './group.ts'
+
+/** What came of one check or one test file. */
+export interface Outcome {
+  name: string
+  passed: number
+  failed: number
+  skipped: number
+  seconds: number
+  output: string
+  /** Why something failed that no test reports, and why something was skipped. */
+  notes: string[]
+}
+
+interface TestFile {
+  root: string
+  file: string
+  timeoutMs: number
+  signal: AbortSignal
+}
+
+/** Runs one uvu file in a process of its own. */
+export async function runFile({ root, file, timeoutMs, signal }: TestFile): Promise<Outcome> {
+  const env: NodeJS.ProcessEnv = { ...process.env, FORCE_COLOR: '0', NODE_DISABLE_COLORS: '1' }
+  const result = await runGroup(process.execPath, [file], { cwd: root, timeoutMs, env, signal })
+  return { name: file, seconds: result.seconds, output: result.output, ...count(result, timeoutMs) }
+}
+
+/**
+ * Reads uvu's totals. A file passes only when it says how many tests it ran: one that ends early, by an error or because
+ * nothing was left to wait for, has failed.
+ */
+export function count(
+  { end, output, leftovers }: GroupResult,
+  timeoutMs: number,
+): Pick<Outcome, 'passed' | 'failed' | 'skipped' | 'notes'> {
+  const number = (what: string) => Number(new RegExp(`^ {2}${what}: +(\\d+)$`, 'm').exec(output)?.[1] ?? Number.NaN)
+  const [tests, succeeded, skips] = [number('Total'), number('Passed'), number('Skipped')]
+  const reasons = [...output.matchAll(/^skipped: .*$/gm)].map(([line]) => line)
+  const notes = [...reasons]
+  let failed = Number.isNaN(tests) ? 0 : tests - succeeded
+  if (end === 'timeout') notes.push(`not done within ${timeoutMs / 1000} s; killed`)
+  else if (end !== 'code 0' && failed === 0) notes.push(`ended with ${end}`)
+  else if (Number.isNaN(tests) && reasons.length === 0) notes.push('ended without a result')
+  else if (tests === 0 && reasons.length === 0 && skips === 0) notes.push('has no tests')
+  if (leftovers.length > 0) notes.push(`left running: ${leftovers.join('; ')}`)
+  if (notes.length > reasons.length && failed === 0) failed = 1
+  return { passed: succeeded || 0, failed, skipped: (skips || 0) + reasons.length, notes }
+}

@@ -1,0 +1,87 @@
+import { globSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { parseArgs } from 'node:util'
+import { checks } from './runner/checks.ts'
+import { type Outcome, runFile } from './runner/testFile.ts'
+
+const help = `./hack/test [options] [path…]: all checks and tests, or those tests whose path begins with one of the paths
+
+  ./hack/test                              everything but the slow tests
+  ./hack/test runtime queue/claim.test.ts  the tests of a folder, and one file
+  ./hack/test checks                       formatting, linting, types, unused code
+
+  --slow             the tests of test/slow too
+  --jobs <n>         files at once (default 2)
+  --timeout <s>      for one file (default 180; 1200 in test/slow)
+  --help             this
+
+Each check and each test counts as one. Environment: SHOAL_KUBECONFIG, SHOAL_MYSQL_URL, KUBEBUILDER_ASSETS: servers and
+programs to use instead of own ones. With a server that all tests share, one file runs at a time.`
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    slow: { type: 'boolean', default: false },
+    jobs: { type: 'string' },
+    timeout: { type: 'string' },
+    help: { type: 'boolean', default: false },
+  },
+})
+
+if (values.help) {
+  console.log(help)
+  process.exit(0)
+}
+
+const root = new URL('..', import.meta.url).pathname
+const filters = positionals.map((path) => path.replace(/^\.\//, '').replace(/\/$/, ''))
+const wanted = (name: string) =>
+  filters.length === 0 ||
+  filters.some((path) => name === path || name.startsWith(path.endsWith('.ts') ? path : `${path}/`))
+const isSlow = (file: string) => file.startsWith('test/slow/')
+const files = globSync('**/*.test.ts', { cwd: root, exclude: ['**/node_modules/**', '.shoal/**', '**/.*/**'] })
+  .filter((file) => wanted(file) && (!isSlow(file) || values.slow || filters.some(isSlow)))
+  .sort()
+
+const shared = process.env.SHOAL_KUBECONFIG || process.env.SHOAL_MYSQL_URL
+const jobs = Number(values.jobs ?? (shared ? 1 : Math.min(2, availableParallelism())))
+const stop = new AbortController()
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort())
+
+const work: (() => Promise<Outcome>)[] = [
+  ...(filters.length === 0 || filters.includes('checks') ? checks(root).map((check) => () => check(stop.signal)) : []),
+  ...files.map((file) => () => {
+    const timeoutMs = 1000 * Number(values.timeout ?? (isSlow(file) ? 1200 : 180))
+    return runFile({ root, file, timeoutMs, signal: stop.signal })
+  }),
+]
+const total = { passed: 0, failed: 0, skipped: 0 }
+let done = 0
+
+async function runSome(): Promise<void> {
+  for (let next = work.shift(); next && !stop.signal.aborted; next = work.shift()) {
+    const outcome = await next()
+    total.passed += outcome.passed
+    total.failed += outcome.failed
+    total.skipped += outcome.skipped
+    print(outcome)
+  }
+}
+
+function print({ name, passed, failed, skipped, seconds, output, notes }: Outcome): void {
+  const counts = [
+    `${passed} passed`,
+    ...(failed ? [`${failed} FAILED`] : []),
+    ...(skipped ? [`${skipped} skipped`] : []),
+  ]
+  console.log(`[${++done}/${all}] ${name}: ${counts.join(', ')} (${seconds.toFixed(1)} s)`)
+  for (const note of notes) console.log(`    ${note}`)
+  if (failed) console.log(output.replace(/^/gm, '    | '))
+}
+
+const all = work.length
+if (all === 0) console.log(`no check and no test at: ${filters.join(' ')}`)
+await Promise.all(Array.from({ length: Math.max(1, jobs) }, runSome))
+if (stop.signal.aborted) console.log(`interrupted; ${all - done} of ${all} not run`)
+console.log(`${total.passed} passed, ${total.failed} failed${total.skipped ? `, ${total.skipped} skipped` : ''}`)
+process.exitCode = total.failed > 0 || done < all || all === 0 ? 1 : 0
