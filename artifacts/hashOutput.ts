@@ -17,7 +17,7 @@ export interface HashOptions {
   onBytes?: (hashedBytes: number, totalBytes: number) => void
 }
 
-export interface HashedPart {
+interface HashedPart {
   number: number
   sizeBytes: number
   /** base64 */

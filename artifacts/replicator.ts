@@ -41,6 +41,8 @@ export interface ReplicatorOptions {
 }
 
 const HUB_RETRY_MS = 1000
+/** As api/regionApi.ts takes it. */
+const MAX_MESSAGE = 1024
 const SWEEP_EVERY_MS = 3_600_000
 
 /**
@@ -113,15 +115,22 @@ async function runTask(work: ReplicaWork, options: TaskOptions): Promise<void> {
   const artifact = { namespace: work.namespace, name: work.name }
   const fields = { ...artifact, task: work.task }
   let bytes = 0
+  let lastReport: Promise<void> = Promise.resolve()
   const progress = setInterval(() => {
     const state = work.task === 'Copy' ? 'Copying' : work.state
     const report: ReplicaReport = { ...artifact, state, copiedBytes: bytes, allBytesRead: false, inProgress: true }
-    hub.report([report], signal).catch((error) => log.debug({ ...fields, err: error }, 'reporting progress failed'))
+    lastReport = hub
+      .report([report], signal)
+      .catch((error) => log.debug({ ...fields, err: error }, 'reporting progress failed'))
   }, options.progressMs ?? 1000)
   try {
     const outcome = await perform(work, { ...options, onBytes: (total) => (bytes = total) })
     clearInterval(progress)
-    await retry(5, signal, () => hub.report([{ ...artifact, inProgress: false, ...outcome }], signal))
+    // progress that arrives after the outcome would hide it
+    await lastReport
+    const message = outcome.message?.slice(0, MAX_MESSAGE)
+    const final = { ...artifact, ...outcome, inProgress: false, message }
+    await retry(5, signal, () => hub.report([final], signal))
     if (outcome.state === 'Replicated') log.debug(fields, 'replica is whole')
     else log.info({ ...fields, state: outcome.state, reason: outcome.message }, 'replica is not whole')
   } catch (error) {

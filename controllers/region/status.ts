@@ -1,7 +1,7 @@
 import type { Region } from '../../api/region.ts'
 import { type Standing, standingConditions } from '../../runtime/conditions.ts'
 
-export interface StandingFacts {
+interface StandingFacts {
   region: Region
   /** Names of all regions that say they are home. */
   homes: string[]
@@ -10,10 +10,10 @@ export interface StandingFacts {
 }
 
 /** A replicator asks every half second. */
-export const MAX_SILENCE_MS = 60_000
+const MAX_SILENCE_MS = 60_000
 
 /** Where a region stands. Without exactly one home there is nowhere to upload to, so that stalls every region. */
-export function standingOf({ region, homes, silentMs }: StandingFacts): Standing {
+function standingOf({ region, homes, silentMs }: StandingFacts): Standing {
   if (homes.length !== 1) {
     const message =
       homes.length === 0
