@@ -98,7 +98,7 @@ export interface ProgramOptions {
   /** Standard output and error are appended to it. */
   logFile: string
   cwd?: string
-  /** The whole environment; default: ours. */
+  /** The whole environment but for PATH, which is ours; default: ours. */
   env?: NodeJS.ProcessEnv
 }
 
@@ -118,7 +118,7 @@ export interface Program extends AsyncDisposable {
   log(): Promise<string>
 }
 
-/** Starts a program that ends with this process at the latest. @throws Error when the program can't be found. */
+/** Starts a program that ends with this process at the latest. One that can't be found ends at once; its log says so. */
 export function startProgram(command: string, args: string[], options: ProgramOptions): Program {
   const log = openSync(options.logFile, 'a')
   const [file, fileArgs] = hasSetpriv() ? ['setpriv', ['--pdeathsig', 'KILL', '--', command, ...args]] : [command, args]

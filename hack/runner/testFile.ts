@@ -30,7 +30,7 @@ export async function runFile({ root, file, timeoutMs, signal }: TestFile): Prom
  * Reads uvu's totals. A file passes only when it says how many tests it ran: one that ends early, by an error or because
  * nothing was left to wait for, has failed.
  */
-export function count(
+function count(
   { end, output, leftovers }: GroupResult,
   timeoutMs: number,
 ): Pick<Outcome, 'passed' | 'failed' | 'skipped' | 'notes'> {
