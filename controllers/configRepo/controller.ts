@@ -82,7 +82,8 @@ export function configRepoController(options: ConfigRepoOptions): Controller {
         fieldManager: `${fieldManager}-${metadata.name}`.slice(0, 128),
       })
       const objects = placed.map(({ manifest }) => `${manifest.kind}/${manifest.metadata.name}`)
-      const message = `applied ${objects.length} objects of ${tip}`
+      const notDone = spec.prune ? '; prune is not done by this version, delete by hand' : ''
+      const message = `applied ${objects.length} objects of ${tip}${notDone}`
       await report(
         repo,
         { is: 'Ready', reason: 'Applied', message },
