@@ -1,6 +1,9 @@
-import { globSync } from 'node:fs'
+import { globSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
+import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
+import { serverProgram } from './parts/databaseFiles.ts'
+import { kubernetesPrograms, versitygw } from './parts/programs.ts'
 import { checks } from './runner/checks.ts'
 import { type Outcome, runFile } from './runner/testFile.ts'
 
@@ -12,7 +15,7 @@ const help = `./hack/test [options] [path…]: all checks and tests, or those te
 
   --slow             the tests of test/slow too
   --jobs <n>         files at once (default 2)
-  --timeout <s>      for one file (default 180; 1200 in test/slow)
+  --timeout <s>      for one file (default 180; 1200 in test/slow; or what a line "// timeout: 300 s" in it says)
   --help             this
 
 Each check and each test counts as one. Environment: SHOAL_KUBECONFIG, SHOAL_MYSQL_URL, KUBEBUILDER_ASSETS: servers and
@@ -33,14 +36,14 @@ if (values.help) {
   process.exit(0)
 }
 
-const root = new URL('..', import.meta.url).pathname
+const root = resolve(import.meta.dirname, '..')
 const filters = positionals.map((path) => path.replace(/^\.\//, '').replace(/\/$/, ''))
 const wanted = (name: string) =>
   filters.length === 0 ||
   filters.some((path) => name === path || name.startsWith(path.endsWith('.ts') ? path : `${path}/`))
 const isSlow = (file: string) => file.startsWith('test/slow/')
 const files = globSync('**/*.test.ts', { cwd: root, exclude: ['**/node_modules/**', '.shoal/**', '**/.*/**'] })
-  .filter((file) => wanted(file) && (!isSlow(file) || values.slow || filters.some(isSlow)))
+  .filter((file) => wanted(file) && (!isSlow(file) || values.slow || filters.some((path) => isSlow(`${path}/`))))
   .sort()
 
 const shared = process.env.SHOAL_KUBECONFIG || process.env.SHOAL_MYSQL_URL
@@ -48,11 +51,34 @@ const jobs = Number(values.jobs ?? (shared ? 1 : Math.min(2, availableParallelis
 const stop = new AbortController()
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort())
 
+/** The programs that tests start, made before the clock of any test runs; the checks go on meanwhile. */
+async function prepare(): Promise<void> {
+  const parts = [
+    ...(process.env.SHOAL_KUBECONFIG ? [] : [kubernetesPrograms]),
+    versitygw,
+    ...(process.env.SHOAL_MYSQL_URL ? [] : [serverProgram]),
+  ]
+  for (const part of parts) {
+    try {
+      await part()
+    } catch (error) {
+      // Tests that do without it still run; the others fail and name it too.
+      console.log(error instanceof Error ? error.message : error)
+    }
+  }
+}
+
+function timeoutMsOf(file: string): number {
+  const said = /^\/\/ timeout: (\d+) s$/m.exec(readFileSync(join(root, file), 'utf8'))?.[1]
+  return 1000 * Number(values.timeout ?? said ?? (isSlow(file) ? 1200 : 180))
+}
+
+const prepared = files.length > 0 ? prepare() : undefined
 const work: (() => Promise<Outcome>)[] = [
   ...(filters.length === 0 || filters.includes('checks') ? checks(root).map((check) => () => check(stop.signal)) : []),
-  ...files.map((file) => () => {
-    const timeoutMs = 1000 * Number(values.timeout ?? (isSlow(file) ? 1200 : 180))
-    return runFile({ root, file, timeoutMs, signal: stop.signal })
+  ...files.map((file) => async () => {
+    await prepared
+    return runFile({ root, file, timeoutMs: timeoutMsOf(file), signal: stop.signal })
   }),
 ]
 const total = { passed: 0, failed: 0, skipped: 0 }

@@ -121,14 +121,18 @@ export interface Program extends AsyncDisposable {
 /** Starts a program that ends with this process at the latest. One that can't be found ends at once; its log says so. */
 export function startProgram(command: string, args: string[], options: ProgramOptions): Program {
   const log = openSync(options.logFile, 'a')
-  const [file, fileArgs] = hasSetpriv() ? ['setpriv', ['--pdeathsig', 'KILL', '--', command, ...args]] : [command, args]
-  const child = spawn(file, fileArgs, {
+  const child = spawn(...endingWithUs(command, args), {
     stdio: ['ignore', log, log],
     ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     ...(options.env === undefined ? {} : { env: { PATH: process.env.PATH, ...options.env } }),
   })
   closeSync(log)
   return new ChildProgram(child, options.name ?? command, options.logFile)
+}
+
+/** What to spawn so that the kernel ends it when this process dies, where it can. */
+export function endingWithUs(command: string, args: string[]): [string, string[]] {
+  return hasSetpriv() ? ['setpriv', ['--pdeathsig', 'KILL', '--', command, ...args]] : [command, args]
 }
 
 class ChildProgram implements Program {

@@ -4,6 +4,7 @@
  */
 import { execFile, spawn } from 'node:child_process'
 import { promisify } from 'node:util'
+import { endingWithUs } from '../parts/process.ts'
 
 interface GroupOptions {
   cwd: string
@@ -25,7 +26,7 @@ export interface GroupResult {
 /** Runs a command to its end, with all that it starts. */
 export async function runGroup(command: string, args: string[], options: GroupOptions): Promise<GroupResult> {
   const started = performance.now()
-  const child = spawn(command, args, {
+  const child = spawn(...endingWithUs(command, args), {
     cwd: options.cwd,
     env: options.env,
     stdio: ['ignore', 'pipe', 'pipe'],
