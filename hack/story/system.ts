@@ -29,6 +29,8 @@ export interface SystemOptions {
   progress: Progress
   /** Regions with an API server of their own; all others share the hub's. */
   ownServers?: string[]
+  /** More settings for a role, as HEARTBEAT: '1s'. */
+  settings?: Partial<Record<RoleOptions['role'], Record<string, string>>>
 }
 
 /** All of Shoal and what it stands on, as processes of this machine. Disposing ends them and removes what they wrote. */
@@ -314,7 +316,8 @@ class Assembly {
   }
 
   #run(role: RoleOptions['role'], name: string, settings: Record<string, string>, url: string): Promise<Program> {
-    return this.#programs.start({ role, name, dir: this.#options.dir, settings }, url)
+    const { dir, settings: more } = this.#options
+    return this.#programs.start({ role, name, dir, settings: { ...settings, ...more?.[role] } }, url)
   }
 
   async #write(name: string, text: string): Promise<string> {

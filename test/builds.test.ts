@@ -1,0 +1,85 @@
+import { createHmac } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import { Agent, request } from 'undici'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { BuildJob } from '../api/buildJob.ts'
+import { addPipeline, ended, outcome } from './pipelines.ts'
+import { bringUp, type TestSystem } from './system.ts'
+
+const test = suite('builds on the whole system')
+let up: TestSystem
+
+test.before(async () => {
+  up = await bringUp()
+})
+test.after(async () => {
+  await up[Symbol.asyncDispose]()
+})
+
+const refused: [what: string, script: string, code: string, build?: { timeout?: string; output?: string }][] = [
+  ['a build that fails', 'echo no such luck; exit 3', 'BuildFailed'],
+  ['a build that hangs', 'sleep 600', 'BuildTimeout', { timeout: '2s' }],
+  ['an output that is not there', 'true', 'OutputMissing'],
+  ['an output that is a link out of the workspace', 'ln -s /etc out', 'OutputOutside'],
+  ['an output that is above the workspace', 'true', 'OutputOutside', { output: '../..' }],
+]
+refused.forEach(([what, script, code, build], n) => {
+  test(`${what} ends the job with ${code}, and the next job builds`, () =>
+    up.explain(async () => {
+      const pipeline = await addPipeline(up, `refused-${n}`, build)
+      const { job } = await pipeline.push(script)
+      const failed = await ended(up, job)
+      assert.is(failed.status?.phase, 'Failed')
+      assert.is(outcome(failed)?.reason, code)
+      const good = await (await addPipeline(up, `good-${n}`)).push('mkdir out; echo 1 >out/a')
+      assert.is((await ended(up, good.job)).status?.phase, 'Succeeded')
+    }))
+})
+
+test('a commit that does not exist ends the job with CommitNotFound', () =>
+  up.explain(async () => {
+    const pipeline = await addPipeline(up, 'unknown')
+    await pipeline.push('mkdir out; echo 1 >out/a')
+    const { namespace } = up.system.state
+    const spec = { pipelineRef: 'unknown', commit: 'f'.repeat(40), ref: 'refs/heads/main' }
+    await up.kube.cluster.create(BuildJob, BuildJob.make({ name: 'by-hand', namespace }, spec) as never)
+    assert.is(outcome(await ended(up, 'by-hand'))?.reason, 'CommitNotFound')
+  }))
+
+test('a build that prints 100 MB succeeds', () =>
+  up.explain(async () => {
+    const pipeline = await addPipeline(up, 'loud')
+    const { job } = await pipeline.push('mkdir out; echo 1 >out/a; yes 0123456789abcdef | head -c 100000000')
+    assert.is((await ended(up, job, 90_000)).status?.phase, 'Succeeded')
+  }))
+
+test('a wrong signature and an unknown pipeline get the same 401, and touch nothing', () =>
+  up.explain(async () => {
+    const { hub, namespace, webhook } = up.system.state
+    const dispatcher = new Agent({ connect: { ca: await readFile(hub.ca, 'utf8') } })
+    const secret = await readFile(webhook.secretFile, 'utf8')
+    const body = JSON.stringify({ ref: 'refs/heads/main', before: '0'.repeat(40), after: 'a'.repeat(40) })
+    const post = async (pipeline: string, key: string) => {
+      const signature = `sha256=${createHmac('sha256', key).update(body).digest('hex')}`
+      const answer = await request(`${hub.url}/webhooks/${namespace}/${pipeline}`, {
+        method: 'POST',
+        dispatcher,
+        headers: { 'content-type': 'application/json', 'x-github-event': 'push', 'x-hub-signature-256': signature },
+        body,
+      })
+      return { status: answer.statusCode, text: await answer.body.text() }
+    }
+    const jobs = async () => (await up.kube.cluster.list(BuildJob, { namespace })).items.map((it) => it.metadata.name)
+    const before = await jobs()
+    const wrong = await post('web', 'not the secret')
+    const unknown = await post('nowhere', secret)
+    assert.is(wrong.status, 401)
+    assert.equal(unknown, wrong)
+    const metrics = await (await request(`${hub.url}/metrics`, { dispatcher })).body.text()
+    assert.match(metrics, /^shoal_webhook\w*total\{[^}]*\} [1-9]/m)
+    assert.equal(await jobs(), before)
+    await dispatcher.destroy()
+  }))
+
+test.run()
