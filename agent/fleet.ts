@@ -1,0 +1,81 @@
+import { readFile } from 'node:fs/promises'
+import { ShoalError, Stalled } from '../api/errors.ts'
+import {
+  type AnnounceAnswer,
+  type AnnounceRequest,
+  announceAnswer,
+  type PollAnswer,
+  type PollRequest,
+  pollAnswer,
+} from '../api/fleetApi.ts'
+import { ApiClient } from '../runtime/apiClient.ts'
+import { signMachineToken } from '../runtime/identity.ts'
+import type { Membership } from './enrolment.ts'
+
+const tokenTtlMs = 120_000
+
+/** The region's fleet server, over TLS that trusts only the enrolment's authority; its addresses are tried in turn. */
+export class FleetClient implements AsyncDisposable {
+  readonly #clients: ApiClient[]
+  readonly #membership: Membership
+  readonly #tokenFile: string | undefined
+  #current = 0
+  #token: { text: string; untilMs: number } | undefined
+
+  /** @throws Stalled `ConfigInvalid` without TLS or without an identity. */
+  constructor(membership: Membership, tokenFile: string | undefined) {
+    if (membership.key === undefined && tokenFile === undefined)
+      throw new Stalled('ConfigInvalid', 'the enrolment has no key, and no token file is given')
+    for (const url of membership.fleetUrls)
+      if (!url.startsWith('https://'))
+        throw new Stalled('ConfigInvalid', `${url}: the fleet server is spoken to over TLS only`)
+    this.#membership = membership
+    this.#tokenFile = tokenFile
+    const { fleetCa: ca } = membership
+    this.#clients = membership.fleetUrls.map((baseUrl) => new ApiClient({ baseUrl, ca, token: () => this.#identify() }))
+  }
+
+  poll(body: PollRequest, signal: AbortSignal): Promise<PollAnswer> {
+    return this.#ask((client) => client.request('POST', '/v1/agent/poll', { body, schema: pollAnswer, signal }))
+  }
+
+  announce(body: AnnounceRequest, signal: AbortSignal): Promise<AnnounceAnswer> {
+    return this.#ask((client) => client.request('POST', '/v1/agent/announce', { body, schema: announceAnswer, signal }))
+  }
+
+  descriptor(namespace: string, artifact: string, signal: AbortSignal): Promise<Uint8Array> {
+    const path = `/v1/agent/descriptor/${encodeURIComponent(namespace)}/${encodeURIComponent(artifact)}`
+    return this.#ask((client) => client.bytes('GET', path, { signal, timeoutMs: 60_000 }))
+  }
+
+  /** The address that answered last; the others when it does not. An answer that says no is an answer. */
+  async #ask<T>(ask: (client: ApiClient) => Promise<T>): Promise<T> {
+    let failure: unknown
+    for (let tries = 0; tries < this.#clients.length; tries++) {
+      const client = this.#clients[this.#current] as ApiClient
+      try {
+        return await ask(client)
+      } catch (error) {
+        failure = error
+        const unreachable = error instanceof ShoalError && (error.code === 'Unavailable' || error.code === 'Timeout')
+        if (!unreachable) break
+        this.#current = (this.#current + 1) % this.#clients.length
+      }
+    }
+    throw failure
+  }
+
+  async #identify(): Promise<string> {
+    const { key, machine = '', region } = this.#membership
+    if (key === undefined) return (await readFile(this.#tokenFile ?? '', 'utf8')).trim()
+    if (!this.#token || this.#token.untilMs < performance.now()) {
+      const text = await signMachineToken(key, { machine, region, ttlMs: tokenTtlMs })
+      this.#token = { text, untilMs: performance.now() + tokenTtlMs / 2 }
+    }
+    return this.#token.text
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.#clients.map((client) => client[Symbol.asyncDispose]()))
+  }
+}
