@@ -64,6 +64,13 @@ export class ReleaseFiles implements AsyncDisposable {
   async #create(index: number, file: DescriptorFile): Promise<void> {
     const path = join(this.#dir, file.path)
     const before = await lstat(path, { bigint: true }).catch(() => undefined)
+    // Protected by a former process: whole, and maybe running, when opening it for writing would fail (ETXTBSY).
+    if (before?.isFile() && before.size === BigInt(file.sizeBytes) && (before.mode & 0o222n) === 0n) {
+      this.#protected = true
+      this.modifiedNs[index] = before.mtimeNs
+      if (before.blocks > 0n) this.existed.add(index)
+      return
+    }
     if (before && !before.isFile()) await rm(path, { recursive: true, force: true })
     else if (before) await chmod(path, file.executable ? 0o755 : 0o644)
     await using handle = await open(path, O_RDWR | O_CREAT | O_NOFOLLOW, file.executable ? 0o755 : 0o644)
