@@ -120,7 +120,7 @@ async function mergedPush(stage: Stage, watch: Stopwatch): Promise<string> {
 }
 
 /** The next commit of the application, or the reader's own as it is. */
-async function commitNext({ repositories, shape }: SystemState, message: string | undefined): Promise<string> {
+export async function commitNext({ repositories, shape }: SystemState, message: string | undefined): Promise<string> {
   const { app } = repositories
   if (shape.own !== undefined || message === undefined) return git(app.work, 'rev-parse', 'HEAD')
   await writeFile(join(app.work, 'VERSION'), `${message}, ${new Date().toISOString()}\n`)

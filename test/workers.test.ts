@@ -1,0 +1,92 @@
+import { readdirSync, readlinkSync } from 'node:fs'
+import { appendFile, chmod, mkdir, readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { Artifact } from '../api/artifact.ts'
+import { type TemporaryDir, temporaryDir, until } from '../hack/parts/process.ts'
+import { addPipeline, ended } from './pipelines.ts'
+import { bringUp, type TestSystem } from './system.ts'
+
+const test = suite('lost workers')
+let up: TestSystem
+let shared: TemporaryDir
+
+test.before(async () => {
+  shared = await temporaryDir('shoal-builds')
+  await chmod(shared.path, 0o777)
+  up = await bringUp({}, { settings: { hub: { LEASE: '6s', HEARTBEAT: '1s' } } })
+})
+test.after(async () => {
+  await up[Symbol.asyncDispose]()
+  await shared[Symbol.asyncDispose]()
+})
+
+/** A build that leaves a line in `begun` when it begins and goes on when `go` is there. */
+async function slowBuild(name: string) {
+  const dir = join(shared.path, name)
+  await mkdir(dir)
+  await writeFile(join(dir, 'begun'), '')
+  for (const path of [dir, join(dir, 'begun')]) await chmod(path, 0o777)
+  const pipeline = await addPipeline(up, name)
+  const script = `echo x >>${dir}/begun; until [ -e ${dir}/go ]; do sleep 0.1; done; mkdir out; echo 1 >out/a`
+  const { job, commit } = await pipeline.push(script)
+  const begun = (times: number) =>
+    until(
+      `${name} has begun ${times} times`,
+      async () => (await readFile(join(dir, 'begun'), 'utf8')).length === 2 * times,
+      { timeoutMs: 40_000 },
+    )
+  return { job, commit, begun, go: () => appendFile(join(dir, 'go'), '') }
+}
+
+/** The workers, of those we started, in whose workspace a process works. */
+function building(): string[] {
+  const { workers, dir } = up.system.state
+  const folders = readdirSync('/proc').flatMap((pid) => {
+    try {
+      return /^\d+$/.test(pid) ? [readlinkSync(`/proc/${pid}/cwd`)] : []
+    } catch {
+      return []
+    }
+  })
+  return workers.map(({ name }) => name).filter((name) => folders.some((at) => at.startsWith(`${join(dir, name)}/`)))
+}
+
+const artifactsOf = async (pipeline: string) =>
+  (await up.kube.cluster.list<Artifact>(Artifact, { namespace: up.system.state.namespace })).items.filter(
+    (it) => it.spec.pipelineRef === pipeline,
+  )
+
+test('a job whose worker was killed is built once, by the other', () =>
+  up.explain(async () => {
+    const build = await slowBuild('killed')
+    await build.begun(1)
+    const [name = ''] = building()
+    await up.system.programs.get(name)?.kill()
+    await build.begun(2)
+    await build.go()
+    const job = await ended(up, build.job)
+    assert.is(job.status?.phase, 'Succeeded')
+    assert.is((await artifactsOf('killed')).length, 1)
+    await up.system.startAgain(name)
+  }))
+
+test('a frozen worker stops by itself when it goes on, and its finish is refused', () =>
+  up.explain(async () => {
+    const build = await slowBuild('frozen')
+    await build.begun(1)
+    const [name = ''] = building()
+    const frozen = up.system.programs.get(name)
+    frozen?.signal('SIGSTOP')
+    await build.begun(2)
+    frozen?.signal('SIGCONT')
+    await until('the frozen worker builds no more', () => !building().includes(name), { timeoutMs: 15_000 })
+    await build.go()
+    const job = await ended(up, build.job)
+    assert.is(job.status?.phase, 'Succeeded')
+    assert.is((await artifactsOf('frozen')).length, 1)
+    assert.ok(frozen?.running, 'it goes on to the next job')
+  }))
+
+test.run()
