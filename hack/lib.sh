@@ -50,7 +50,7 @@ install_node() { # FOLDER
 # The packages of package-lock.json in node_modules, when they aren't those already.
 bring_modules() {
   local lock_hash
-  lock_hash=$(hash_of "$root/package-lock.json" "$root/package.json")
+  lock_hash=$(hash_of "$root/package-lock.json")
   [ "$(cat "$root/node_modules/.shoal-lock-hash" 2>/dev/null)" = "$lock_hash" ] ||
     locked "modules-$(printf %s "$root" | cksum | cut -d' ' -f1)" install_modules "$lock_hash" || exit 1
 }
