@@ -1,0 +1,69 @@
+import type { Database } from '../runtime/sql.ts'
+import { end } from './claim.ts'
+import { type Job, lockJob, nowMs, selectJobs } from './job.ts'
+import { lockPipeline, place, unplace } from './slots.ts'
+
+/** Ends a queued job at once, and has a running one told at its next heartbeat. A finished one stays as it is. */
+export async function cancel(database: Database, jobId: number): Promise<void> {
+  await database.transaction(async (sql) => {
+    const job = await lockJob(sql, jobId)
+    if (!job || job.cancel) return
+    await sql.execute(`UPDATE job SET cancel = TRUE, updated_at_ms = ${nowMs} WHERE id = ?`, [jobId])
+    if (job.phase !== 'Queued') return
+    await unplace(sql, job)
+    await end(sql, job, 'Cancelled', { code: 'Cancelled', message: 'cancelled while it was queued' })
+  })
+}
+
+/** Moves a queued job to its place among those of another priority. */
+export async function setPriority(database: Database, jobId: number, priority: number): Promise<void> {
+  await database.transaction(async (sql) => {
+    const job = await lockJob(sql, jobId)
+    if (!job || job.priority === priority) return
+    if (job.phase === 'Queued') await unplace(sql, job)
+    await sql.execute(`UPDATE job SET priority = ?, updated_at_ms = ${nowMs} WHERE id = ?`, [-priority, jobId])
+    if (job.phase === 'Queued') await place(sql, { ...job, priority }, await lockPipeline(sql, job))
+  })
+}
+
+/** The artifact is wherever it must be. Does nothing when the job is Succeeded already. */
+export async function markSucceeded(database: Database, jobId: number): Promise<void> {
+  await database.execute(
+    `UPDATE job SET phase = 'Succeeded', finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
+     WHERE id = ? AND phase = 'Replicating'`,
+    [jobId],
+  )
+}
+
+/** Shows how far the replication is, as `3/5`. */
+export async function setReplicated(database: Database, jobId: number, replicated: string): Promise<void> {
+  await database.execute(
+    `UPDATE job SET replicated = ?, updated_at_ms = ${nowMs} WHERE id = ? AND NOT replicated <=> ?`,
+    [replicated, jobId, replicated],
+  )
+}
+
+/** Jobs that changed at or after a moment, oldest change first, at most 1,000. Index: by_update. */
+export function changedSince(database: Database, sinceMs: number): Promise<Job[]> {
+  return selectJobs(database, 'updated_at_ms >= ? ORDER BY updated_at_ms LIMIT 1000', [sinceMs])
+}
+
+/** Jobs in a phase, first come first. Index: by_phase. */
+export function inPhase(database: Database, phase: Job['phase']): Promise<Job[]> {
+  return selectJobs(database, 'phase = ? ORDER BY id LIMIT 10000', [phase])
+}
+
+/** The job of a BuildJob. Index: by_name. */
+export async function findJob(database: Database, namespace: string, name: string): Promise<Job | undefined> {
+  const [job] = await selectJobs(database, 'namespace = ? AND name = ?', [namespace, name])
+  return job
+}
+
+/** How many jobs are before each of the first `limit` in line, from 1. Index: PRIMARY of ready. */
+export async function positions(database: Database, limit: number): Promise<Map<number, number>> {
+  const rows = await database.query<{ id: number }>(
+    'SELECT job_id AS id FROM ready ORDER BY priority, created_at_ms, job_id LIMIT ?',
+    [limit],
+  )
+  return new Map(rows.map(({ id }, index) => [id, index + 1]))
+}

@@ -1,0 +1,60 @@
+import type { Database } from '../runtime/sql.ts'
+import { type Job, lockJob, nowMs, selectJobs } from './job.ts'
+import { lockPipeline, place } from './slots.ts'
+
+export interface NewJob {
+  namespace: string
+  pipeline: string
+  commit: string
+  ref: string
+  priority?: number
+  /** The pipeline's concurrency.max. */
+  maxJobs: number
+  /** Of a BuildJob made by hand; by default pipeline-<commit, 12 hex>. */
+  name?: string
+  /** Build the commit once more, as …-2 and so on. */
+  rebuild?: boolean
+}
+
+/** Puts a commit into the queue. The same commit of the same pipeline is one job, however often it is pushed. */
+export async function enqueue(database: Database, job: NewJob): Promise<{ job: Job; created: boolean }> {
+  return database.transaction(
+    async (sql) => {
+      await sql.execute(
+        'INSERT INTO pipeline (namespace, name, max_jobs) VALUES (?, ?, ?) ON DUPLICATE KEY UPDATE max_jobs = VALUES(max_jobs)',
+        [job.namespace, job.pipeline, job.maxJobs],
+      )
+      // From here on, jobs of this pipeline are queued one after the other.
+      const maxJobs = await lockPipeline(sql, job)
+      const known = await selectJobs(
+        sql,
+        // Index: by_commit.
+        'namespace = ? AND pipeline = ? AND commit_id = ? ORDER BY n DESC LIMIT 1',
+        [job.namespace, job.pipeline, job.commit],
+      )
+      const [last] = known
+      if (last && job.name !== undefined && job.name !== last.name) {
+        const [named] = await selectJobs(sql, 'namespace = ? AND name = ?', [job.namespace, job.name])
+        if (named) return { job: named, created: false }
+      } else if (last && !job.rebuild) return { job: last, created: false }
+      const n = last ? rebuildNumber(last.name, job) + 1 : 1
+      const name = job.name ?? `${job.pipeline}-${job.commit.slice(0, 12)}${n > 1 ? `-${n}` : ''}`
+      const { insertId } = await sql.execute(
+        `INSERT INTO job (namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, phase, updated_at_ms)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ${nowMs}, 'Queued', ${nowMs})`,
+        [job.namespace, job.pipeline, job.commit, n, name, job.ref.slice(0, 512), -(job.priority ?? 0)],
+      )
+      const created = await lockJob(sql, insertId)
+      if (!created) throw new Error('the job just inserted is not there')
+      await place(sql, created, maxJobs)
+      return { job: created, created: true }
+    },
+    { idempotent: true },
+  )
+}
+
+/** Of `web-1a2b3c4d5e6f-2`: 2; without a number: 1. */
+function rebuildNumber(name: string, job: NewJob): number {
+  const rest = name.slice(`${job.pipeline}-${job.commit.slice(0, 12)}`.length)
+  return Number(/^-(\d+)$/.exec(rest)?.[1] ?? 1)
+}

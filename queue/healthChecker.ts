@@ -1,0 +1,178 @@
+import type { ProbeAnswer } from '../api/workerApi.ts'
+import { type Clock, systemClock } from '../runtime/clock.ts'
+import type { Logger } from '../runtime/log.ts'
+import type { Metrics } from '../runtime/metrics.ts'
+import type { Database } from '../runtime/sql.ts'
+import { nowMs } from './job.ts'
+import { requeueLost } from './lease.ts'
+
+export interface HealthCheckerOptions {
+  database: Database
+  log: Logger
+  metrics: Metrics
+  clock?: Clock
+  /** What a worker says it holds. Throws when it doesn't answer. */
+  probe: (worker: { name: string; probeUrl: string; probeSecret: string }, signal: AbortSignal) => Promise<ProbeAnswer>
+  leaseMs: number
+  /** Between two rounds. Default: 5 s. */
+  intervalMs?: number
+  /** A worker that was silent so long raises an alarm. Default: 30 min. */
+  alarmMs?: number
+  onAlarm?: (worker: string, silentMs: number) => void
+  /** A job went back to the queue, or failed as WorkerLost. */
+  onLost?: (jobId: number) => void
+}
+
+interface LeaseRow {
+  jobId: number
+  worker: string
+  token: string
+  pollId: number
+  claimedAtMs: number
+  seenAtMs: number
+}
+interface WorkerRow {
+  name: string
+  probeUrl: string
+  probeSecret: string
+  lastSeenMs: number
+}
+
+/** Workers that hold nothing and were silent so long are forgotten. */
+const forgetMs = 24 * 3_600_000
+const probeTimeoutMs = 3000
+
+/**
+ * Asks every worker what it holds, writes `last_seen`, and takes jobs from workers that lost them:
+ *
+ *  - at once, when a worker answers without the job, has processed the answer of the poll that claimed it, and the
+ *    probe began after the claim;
+ *  - otherwise, when neither heartbeat nor probe showed the job for a whole lease through which this checker and the
+ *    database were up. A round that failed or came late starts that time anew: after an outage nobody is dead.
+ */
+export class HealthChecker {
+  readonly #options: HealthCheckerOptions
+  readonly #clock: Clock
+  /** When each lease was last known good: by its token, on this process' monotonic clock. */
+  #watched = new Map<string, { seenAtMs: number; since: number }>()
+  #lastRound: number | undefined
+  readonly #alarmed = new Set<string>()
+
+  constructor(options: HealthCheckerOptions) {
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+  }
+
+  async run(signal: AbortSignal): Promise<void> {
+    const { intervalMs = 5000, log } = this.#options
+    this.#lastRound = undefined
+    this.#watched.clear()
+    while (!signal.aborted) {
+      await this.round(signal).catch((error: unknown) => {
+        this.#lastRound = undefined
+        if (!signal.aborted) log.error({ err: error }, 'health check failed')
+      })
+      await this.#clock.sleep(intervalMs, signal).catch(() => undefined)
+    }
+  }
+
+  /** One round over all workers and leases. */
+  async round(signal: AbortSignal): Promise<void> {
+    const { database, leaseMs, intervalMs = 5000 } = this.#options
+    const began = this.#clock.monotonic()
+    // This process slept, or the database did not answer: what was watched before says nothing.
+    const gap =
+      this.#lastRound === undefined || began - this.#lastRound > intervalMs + Math.max(leaseMs, probeTimeoutMs)
+    if (gap) this.#watched.clear()
+    const probedAtMs = await database.now()
+    const workers = await database.query<WorkerRow>(
+      'SELECT name, probe_url AS probeUrl, probe_secret AS probeSecret, last_seen_ms AS lastSeenMs FROM worker',
+    )
+    const answers = await this.#probeAll(workers, signal)
+    const leases = await database.query<LeaseRow>(
+      `SELECT job_id AS jobId, worker, token, poll_id AS pollId, claimed_at_ms AS claimedAtMs, seen_at_ms AS seenAtMs
+       FROM lease`,
+    )
+    for (const lease of leases) await this.#judge(lease, answers.get(lease.worker), probedAtMs)
+    const tokens = new Set(leases.map(({ token }) => token))
+    for (const token of this.#watched.keys()) if (!tokens.has(token)) this.#watched.delete(token)
+    await this.#alarms(workers, answers, leases)
+    this.#lastRound = this.#clock.monotonic()
+  }
+
+  async #probeAll(workers: WorkerRow[], signal: AbortSignal): Promise<Map<string, ProbeAnswer>> {
+    const answers = new Map<string, ProbeAnswer>()
+    const lanes = Array.from({ length: 32 }, async (_, lane) => {
+      for (let index = lane; index < workers.length; index += 32) {
+        const worker = workers[index]
+        if (!worker) continue
+        try {
+          const timeout = AbortSignal.any([signal, AbortSignal.timeout(probeTimeoutMs)])
+          const answer = await this.#options.probe(worker, timeout)
+          if (answer.worker === worker.name) answers.set(worker.name, answer)
+        } catch {
+          // It did not answer; how long it may stay so is decided by its leases.
+        }
+      }
+    })
+    await Promise.all(lanes)
+    const names = [...answers.keys()]
+    if (names.length > 0) {
+      await this.#options.database.execute(`UPDATE worker SET last_seen_ms = ${nowMs} WHERE name IN (?)`, [names])
+    }
+    return answers
+  }
+
+  async #judge(lease: LeaseRow, answer: ProbeAnswer | undefined, probedAtMs: number): Promise<void> {
+    const { database, leaseMs } = this.#options
+    const now = this.#clock.monotonic()
+    if (answer?.held.some(({ token }) => token === lease.token)) {
+      this.#watched.set(lease.token, { seenAtMs: lease.seenAtMs, since: now })
+      await database.execute(
+        `UPDATE lease SET seen_at_ms = ${nowMs}, expires_at_ms = ${nowMs} + ? WHERE job_id = ? AND token = ?`,
+        [leaseMs, lease.jobId, lease.token],
+      )
+      return
+    }
+    if (answer && lease.pollId <= answer.lastPollId && lease.claimedAtMs < probedAtMs) {
+      await this.#lost(lease, 'the worker does not hold it')
+      return
+    }
+    const watched = this.#watched.get(lease.token)
+    if (!watched || watched.seenAtMs !== lease.seenAtMs) {
+      this.#watched.set(lease.token, { seenAtMs: lease.seenAtMs, since: now })
+    } else if (now - watched.since > leaseMs) await this.#lost(lease, 'silent for a whole lease')
+  }
+
+  async #lost(lease: LeaseRow, why: string): Promise<void> {
+    const { database, log, metrics, onLost } = this.#options
+    const outcome = await requeueLost(database, lease)
+    if (outcome === 'gone') return
+    metrics.counter('lost_workers_total', 'Jobs taken from a worker that was lost.').inc()
+    log.info({ jobId: lease.jobId, worker: lease.worker, why, outcome }, 'job taken from a lost worker')
+    onLost?.(lease.jobId)
+  }
+
+  async #alarms(workers: WorkerRow[], answers: Map<string, ProbeAnswer>, leases: LeaseRow[]): Promise<void> {
+    const { alarmMs = 1_800_000, database, log, metrics, onAlarm } = this.#options
+    const now = await database.now()
+    let silent = 0
+    for (const { name, lastSeenMs } of workers) {
+      const silentMs = answers.has(name) ? 0 : now - lastSeenMs
+      if (silentMs > forgetMs && !leases.some(({ worker }) => worker === name)) {
+        await database.execute('DELETE FROM worker WHERE name = ?', [name])
+        continue
+      }
+      if (silentMs <= alarmMs) {
+        this.#alarmed.delete(name)
+        continue
+      }
+      silent++
+      if (this.#alarmed.has(name)) continue
+      this.#alarmed.add(name)
+      log.error({ worker: name, silentMs }, 'worker is silent')
+      onAlarm?.(name, silentMs)
+    }
+    metrics.gauge('silent_workers', 'Workers silent for longer than the alarm threshold.').set(silent)
+  }
+}

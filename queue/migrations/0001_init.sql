@@ -1,0 +1,100 @@
+-- The build queue. Times are Unix milliseconds of the server's clock. Workers' polls touch only `ready`; a finished job
+-- is in `job` alone. Every row is changed by its primary key.
+
+CREATE TABLE pipeline (
+  namespace VARCHAR(63) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  name VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  max_jobs INT NOT NULL,
+  PRIMARY KEY (namespace, name)
+) ENGINE=InnoDB;
+
+CREATE TABLE job (
+  id BIGINT NOT NULL AUTO_INCREMENT,
+  namespace VARCHAR(63) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  pipeline VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  commit_id CHAR(40) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  n INT NOT NULL,
+  name VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  ref VARCHAR(512) CHARACTER SET utf8mb4 NOT NULL,
+  priority INT NOT NULL COMMENT 'negated, so that one ascending index serves',
+  created_at_ms BIGINT NOT NULL,
+  phase VARCHAR(16) CHARACTER SET ascii NOT NULL,
+  cancel BOOLEAN NOT NULL DEFAULT FALSE,
+  claims INT NOT NULL DEFAULT 0 COMMENT 'how often it was claimed; the counter of the fencing token',
+  lost_workers INT NOT NULL DEFAULT 0,
+  handed_back INT NOT NULL DEFAULT 0,
+  worker VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  started_at_ms BIGINT NULL,
+  finished_at_ms BIGINT NULL,
+  finished_token VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL COMMENT 'of the finish that was accepted, which may be repeated',
+  code VARCHAR(64) CHARACTER SET ascii NULL,
+  message VARCHAR(4096) CHARACTER SET utf8mb4 NULL,
+  target JSON NULL COMMENT 'regions and replication mode, as the pipeline had them at the claim',
+  facts JSON NULL COMMENT 'the blob, once it was read back',
+  provenance MEDIUMTEXT CHARACTER SET utf8mb4 NULL,
+  replicated VARCHAR(16) CHARACTER SET ascii NULL,
+  updated_at_ms BIGINT NOT NULL,
+  PRIMARY KEY (id),
+  UNIQUE KEY by_commit (namespace, pipeline, commit_id, n),
+  UNIQUE KEY by_name (namespace, name),
+  KEY by_update (updated_at_ms),
+  KEY by_phase (phase, id)
+) ENGINE=InnoDB;
+
+-- Jobs a worker may have now, in order.
+CREATE TABLE ready (
+  priority INT NOT NULL,
+  created_at_ms BIGINT NOT NULL,
+  job_id BIGINT NOT NULL,
+  PRIMARY KEY (priority, created_at_ms, job_id)
+) ENGINE=InnoDB;
+
+-- Jobs that wait for a slot of their pipeline, so that no poll passes over them.
+CREATE TABLE blocked (
+  namespace VARCHAR(63) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  pipeline VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  priority INT NOT NULL,
+  created_at_ms BIGINT NOT NULL,
+  job_id BIGINT NOT NULL,
+  PRIMARY KEY (namespace, pipeline, priority, created_at_ms, job_id)
+) ENGINE=InnoDB;
+
+-- concurrency.max of a pipeline: a job that is ready or runs holds one.
+CREATE TABLE slot (
+  namespace VARCHAR(63) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  pipeline VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  slot INT NOT NULL,
+  job_id BIGINT NOT NULL,
+  PRIMARY KEY (namespace, pipeline, slot),
+  UNIQUE KEY by_job (job_id)
+) ENGINE=InnoDB;
+
+-- A worker's right to a job. The token is `counter-random`.
+CREATE TABLE lease (
+  job_id BIGINT NOT NULL,
+  worker VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  token VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  poll_id BIGINT NOT NULL,
+  claimed_at_ms BIGINT NOT NULL,
+  seen_at_ms BIGINT NOT NULL COMMENT 'last heartbeat, or probe that listed it',
+  expires_at_ms BIGINT NOT NULL,
+  PRIMARY KEY (job_id),
+  UNIQUE KEY by_poll (worker, poll_id)
+) ENGINE=InnoDB;
+
+CREATE TABLE worker (
+  name VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  probe_url VARCHAR(2048) CHARACTER SET utf8mb4 NOT NULL,
+  probe_secret VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  last_seen_ms BIGINT NOT NULL,
+  PRIMARY KEY (name),
+  KEY by_last_seen (last_seen_ms)
+) ENGINE=InnoDB;
+
+CREATE TABLE job_log (
+  job_id BIGINT NOT NULL,
+  attempt INT NOT NULL COMMENT 'the counter of the token that wrote it',
+  offset_bytes BIGINT NOT NULL,
+  text MEDIUMBLOB NOT NULL,
+  PRIMARY KEY (job_id, attempt, offset_bytes)
+) ENGINE=InnoDB;

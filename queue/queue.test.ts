@@ -1,0 +1,216 @@
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { Fenced } from '../api/errors.ts'
+import { startDatabase } from '../hack/parts/database.ts'
+import { Database } from '../runtime/sql.ts'
+import { claim } from './claim.ts'
+import { cancel, findJob, markSucceeded, positions, setPriority } from './control.ts'
+import { enqueue } from './enqueue.ts'
+import { finish, heartbeat, recordUpload, requeueLost } from './lease.ts'
+import { appendLog, readLog } from './log.ts'
+
+const test = suite('queue')
+const server = await startDatabase()
+const database = new Database(await server.createSchema('builds'))
+await database.migrate(join(import.meta.dirname, 'migrations'))
+
+const leaseMs = 30_000
+const commit = (n: number) => n.toString(16).padStart(8, '0').padEnd(40, '0')
+const push = (n: number, more: object = {}) =>
+  enqueue(database, {
+    namespace: 'demo',
+    pipeline: 'web',
+    commit: commit(n),
+    ref: 'refs/heads/main',
+    maxJobs: 1000,
+    ...more,
+  })
+const claimer = (worker: string, pollId = 1) => ({
+  worker,
+  pollId,
+  probeUrl: 'http://127.0.0.1:1',
+  probeSecret: 's'.repeat(32),
+})
+const take = async (worker: string, pollId = 1) => {
+  const taken = await claim(database, claimer(worker, pollId), leaseMs)
+  assert.ok(taken, 'a job was there')
+  return { ...taken, claim: { jobId: taken.job.id, token: taken.token } }
+}
+const build = async (taken: Awaited<ReturnType<typeof take>>) => {
+  await recordUpload(database, taken.claim, { digest: 'x' })
+  await finish(database, taken.claim, { result: 'Built' })
+}
+
+test.before.each(async () => {
+  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'lease', 'worker', 'job_log'])
+    await database.execute(`DELETE FROM ${table}`)
+})
+
+test('the same commit pushed twice is one job, also at the same time', async () => {
+  const pushes = await Promise.all(Array.from({ length: 8 }, () => push(1)))
+  assert.is(new Set(pushes.map(({ job }) => job.id)).size, 1)
+  assert.is(pushes.filter(({ created }) => created).length, 1)
+  assert.is(pushes[0]?.job.name, 'web-000000010000')
+})
+
+test('a rebuild is a job of its own, named after the first', async () => {
+  await push(1)
+  const again = await push(1, { rebuild: true })
+  assert.is(again.job.name, 'web-000000010000-2')
+})
+
+test('eight workers at once take 300 jobs, each once', async () => {
+  for (let n = 0; n < 300; n++) await push(n)
+  const taken: number[] = []
+  const worker = async (name: string) => {
+    for (let pollId = 1; ; pollId++) {
+      const got = await claim(database, claimer(name, pollId), leaseMs)
+      if (!got) return
+      taken.push(got.job.id)
+      await recordUpload(database, { jobId: got.job.id, token: got.token }, { digest: 'x' })
+      await finish(database, { jobId: got.job.id, token: got.token }, { result: 'Built' })
+    }
+  }
+  await Promise.all(Array.from({ length: 8 }, (_, index) => worker(`w${index}`)))
+  assert.is(taken.length, 300)
+  assert.is(new Set(taken).size, 300)
+})
+
+test('jobs come in the order they were pushed, a higher priority before', async () => {
+  for (const n of [1, 2, 3]) await push(n)
+  const last = await push(4)
+  await setPriority(database, last.job.id, 10)
+  assert.is((await positions(database, 10)).get(last.job.id), 1)
+  const order: string[] = []
+  for (const pollId of [1, 2, 3, 4]) order.push((await take('w', pollId)).job.commit)
+  assert.equal(order, [4, 1, 2, 3].map(commit))
+})
+
+test('asking again with the same poll gives the same job', async () => {
+  await push(1)
+  await push(2)
+  const first = await take('w', 7)
+  const again = await take('w', 7)
+  assert.is(again.job.id, first.job.id)
+  assert.is(again.token, first.token)
+})
+
+test('a pipeline runs no more jobs than it may; the next starts when one ends', async () => {
+  for (const n of [1, 2, 3]) await push(n, { maxJobs: 2 })
+  await push(9, { pipeline: 'other', maxJobs: 1 })
+  const first = await take('w1')
+  const second = await take('w2')
+  assert.equal([first.job.commit, second.job.commit], [commit(1), commit(2)])
+  assert.is((await take('w3')).job.pipeline, 'other')
+  assert.is(await claim(database, claimer('w4'), leaseMs), undefined)
+  await build(first)
+  assert.is((await take('w4', 2)).job.commit, commit(3))
+})
+
+test('a token that is not the latest is refused everywhere', async () => {
+  await push(1)
+  const old = await take('w1')
+  await requeueLost(database, old.claim)
+  const fresh = await take('w2')
+  const refused = async (what: Promise<unknown>) => {
+    try {
+      await what
+      assert.unreachable('was not refused')
+    } catch (error) {
+      assert.instance(error, Fenced)
+    }
+  }
+  await refused(heartbeat(database, old.claim, leaseMs))
+  await refused(recordUpload(database, old.claim, { digest: 'old' }))
+  await refused(appendLog(database, old.claim, 0, 'old'))
+  await refused(finish(database, old.claim, { result: 'Failed', code: 'BuildFailed', message: 'old' }))
+  await build(fresh)
+  const job = await findJob(database, 'demo', fresh.job.name)
+  assert.is(job?.phase, 'Replicating')
+  assert.is(JSON.parse(job?.facts ?? '{}').digest, 'x')
+  await refused(finish(database, old.claim, { result: 'Failed', code: 'BuildFailed', message: 'old' }))
+})
+
+test('a finish whose answer was lost may be repeated', async () => {
+  await push(1)
+  const taken = await take('w1')
+  await build(taken)
+  await finish(database, taken.claim, { result: 'Built' })
+  await markSucceeded(database, taken.job.id)
+  await finish(database, taken.claim, { result: 'Built' })
+  assert.is((await findJob(database, 'demo', taken.job.name))?.phase, 'Succeeded')
+})
+
+test('nothing is built that was not uploaded under the same token', async () => {
+  await push(1)
+  const lost = await take('w1')
+  await recordUpload(database, lost.claim, { digest: 'lost' })
+  await requeueLost(database, lost.claim)
+  const taken = await take('w2')
+  try {
+    await finish(database, taken.claim, { result: 'Built' })
+    assert.unreachable()
+  } catch (error) {
+    assert.instance(error, Fenced)
+  }
+})
+
+test('a job of a lost worker goes back to its place; the third loss fails it', async () => {
+  await push(1)
+  await push(2)
+  for (const pollId of [1, 2]) {
+    const taken = await take('w', pollId)
+    assert.is(taken.job.commit, commit(1))
+    assert.is(await requeueLost(database, taken.claim), 'requeued')
+    assert.is(await requeueLost(database, taken.claim), 'gone')
+  }
+  const third = await take('w', 3)
+  assert.is(third.job.attempt, 1, 'lost workers are not charged as attempts')
+  assert.is(await requeueLost(database, third.claim), 'failed')
+  const job = await findJob(database, 'demo', third.job.name)
+  assert.equal([job?.phase, job?.code], ['Failed', 'WorkerLost'])
+})
+
+test('a job handed back goes to its place and is not charged', async () => {
+  await push(1)
+  await push(2)
+  const taken = await take('w', 1)
+  await finish(database, taken.claim, { result: 'HandedBack' })
+  const again = await take('w', 2)
+  assert.is(again.job.id, taken.job.id)
+  assert.is(again.job.attempt, 1)
+})
+
+test('a cancelled job is never handed out; a running one is told at its heartbeat', async () => {
+  const queued = await push(1)
+  await push(2)
+  await cancel(database, queued.job.id)
+  const running = await take('w')
+  assert.is(running.job.commit, commit(2))
+  await cancel(database, running.job.id)
+  assert.equal(await heartbeat(database, running.claim, leaseMs), { cancel: true })
+  await finish(database, running.claim, { result: 'Failed', code: 'Cancelled', message: 'cancelled' })
+  const phases = await Promise.all([queued, running].map(({ job }) => findJob(database, 'demo', job.name)))
+  assert.equal(
+    phases.map((job) => job?.phase),
+    ['Cancelled', 'Cancelled'],
+  )
+})
+
+test('the log is that of the last attempt', async () => {
+  await push(1)
+  const first = await take('w', 1)
+  await appendLog(database, first.claim, 0, 'first attempt')
+  await requeueLost(database, first.claim)
+  const second = await take('w', 2)
+  await appendLog(database, second.claim, 6, 'attempt')
+  await appendLog(database, second.claim, 0, 'second ')
+  assert.is(await readLog(database, second.job.id), 'second attempt')
+})
+
+test.after(async () => {
+  await database[Symbol.asyncDispose]()
+  await server[Symbol.asyncDispose]()
+})
+test.run()
