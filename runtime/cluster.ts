@@ -49,6 +49,12 @@ export interface ApplyOptions {
   impersonate?: string
 }
 
+interface Limits {
+  /** Each request's. Default: 30 s. */
+  timeoutMs?: number
+  signal?: AbortSignal
+}
+
 /** Requests at once; watches are not counted. */
 const maxRequests = 32
 
@@ -59,18 +65,27 @@ const maxRequests = 32
 export class Cluster implements AsyncDisposable {
   readonly #transport: Transport
   readonly #clock: Clock
-  readonly #slots = new Slots(maxRequests)
+  readonly #slots: Slots
+  readonly #limits: Limits
   readonly server: string
 
-  private constructor(transport: Transport, clock: Clock) {
+  private constructor(transport: Transport, clock: Clock, slots: Slots, limits: Limits) {
     this.#transport = transport
     this.#clock = clock
+    this.#slots = slots
+    this.#limits = limits
     this.server = transport.server
   }
 
   /** By a kubeconfig's path, or from inside a pod. Throws `ConfigInvalid`. */
   static load(options: { kubeconfig?: string | undefined; clock?: Clock } = {}): Cluster {
-    return new Cluster(new Transport(loadKubeConfig(options.kubeconfig)), options.clock ?? systemClock)
+    const transport = new Transport(loadKubeConfig(options.kubeconfig))
+    return new Cluster(transport, options.clock ?? systemClock, new Slots(maxRequests), {})
+  }
+
+  /** The same API server over the same connections, with requests that end by these limits. */
+  within(limits: Limits): Cluster {
+    return new Cluster(this.#transport, this.#clock, this.#slots, limits)
   }
 
   /** The object, or undefined when there is none. */
@@ -195,7 +210,8 @@ export class Cluster implements AsyncDisposable {
   }
 
   /** Any request, with the kubeconfig's credentials. Throws ApiError, or Transient when there is no answer. */
-  raw<T>(method: string, pathAndQuery: string, options: RawOptions = {}): Promise<T> {
+  raw<T>(method: string, pathAndQuery: string, own: RawOptions = {}): Promise<T> {
+    const options = { ...this.#limits, ...own, signal: own.signal ?? this.#limits.signal }
     return this.#slots.run(async () => {
       options.signal?.throwIfAborted()
       const body = await this.#transport.send(method, pathAndQuery, options)

@@ -38,11 +38,13 @@ type Lease = z.infer<typeof leaseSchema>
  * could not be renewed within renewDeadlineMs ends `lead`: clocks may differ, there is never more than one leader.
  */
 export async function runElected(
-  options: ElectionOptions,
+  given: ElectionOptions,
   lead: (signal: AbortSignal) => Promise<void>,
   signal: AbortSignal,
 ): Promise<void> {
-  const { clock = systemClock, leaseMs = 15_000, renewDeadlineMs = 10_000, retryMs = 2000, log } = options
+  const { clock = systemClock, leaseMs = 15_000, renewDeadlineMs = 10_000, retryMs = 2000, log } = given
+  // Half, so that a request that got lost with its connection can be made again in time.
+  const options = { ...given, cluster: given.cluster.within({ timeoutMs: renewDeadlineMs / 2 }) }
   let observed: { version: string; at: number } | undefined
 
   /** A holder of another version may have taken it for longer than we would. */
@@ -97,12 +99,16 @@ export async function runElected(
       if (renewal === 'renewed') renewedAt = at
       else if (renewal === 'lost' || renewal === 'late') {
         log.error({ lease: options.name, why: renewal }, 'leadership lost')
-        break
+        lost.abort(new Fenced('leadership lost'))
+        await leading
+        return
       }
     }
-    lost.abort(new Fenced('leadership lost'))
-    await leading
-    await release(options, leaseMs).catch(() => undefined)
+    // So that the next one need not wait for the lease to end; if the API server doesn't answer, it will.
+    const released = new AbortController()
+    const letGo = release(options, leaseMs).catch(() => undefined)
+    await Promise.race([letGo, clock.sleep(retryMs, released.signal).catch(() => undefined)])
+    released.abort()
   }
 
   async function renewWithin(remainingMs: number): Promise<'renewed' | 'lost' | 'failed' | 'late'> {

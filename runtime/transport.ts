@@ -50,7 +50,7 @@ export class Transport implements AsyncDisposable {
         method: method as Dispatcher.HttpMethod,
         dispatcher: context.getDispatcher() as Dispatcher,
         bodyTimeout: 0,
-        headersTimeout: 30_000,
+        headersTimeout: timeoutMs > 0 ? 0 : 30_000,
         headers: {
           'user-agent': 'shoal',
           ...context.getHeaders(),
@@ -72,7 +72,7 @@ export class Transport implements AsyncDisposable {
     if (signal?.aborted) return signal.reason
     if (error instanceof ShoalError) return error
     const { name, message } = error as Error
-    const code = name === 'TimeoutError' ? 'Timeout' : 'Unavailable'
+    const code = name === 'TimeoutError' || name === 'HeadersTimeoutError' ? 'Timeout' : 'Unavailable'
     return new Transient(code, `API server ${this.server}: ${message}`, { cause: error })
   }
 
