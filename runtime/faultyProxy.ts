@@ -21,6 +21,9 @@ export class FaultyProxy implements AsyncDisposable {
   silent = false
   /** New requests get no answer. */
   hang = false
+  /** The most requests that were here together. */
+  mostAtOnce = 0
+  #atOnce = 0
   kubeconfigFile = ''
 
   private constructor(api: ApiServer, dir: Awaited<ReturnType<typeof temporaryDir>>) {
@@ -73,6 +76,8 @@ export class FaultyProxy implements AsyncDisposable {
   #pass(incoming: IncomingMessage, outgoing: ServerResponse): void {
     const line = `${incoming.method} ${incoming.url}`
     this.requests.push(line)
+    this.mostAtOnce = Math.max(this.mostAtOnce, ++this.#atOnce)
+    outgoing.on('close', () => this.#atOnce--)
     if (this.hang) return
     const refusal = this.refuse(line)
     if (refusal) {
