@@ -38,7 +38,6 @@ export interface Job {
   /** As JSON: what the claim said of regions, and what the upload found of the blob. */
   target: string | null
   facts: string | null
-  provenance: string | null
   replicated: string | null
   updatedAtMs: number
 }
@@ -48,7 +47,7 @@ export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 
 export const columns = `id, namespace, pipeline, commit_id AS \`commit\`, name, ref, -priority AS priority,
   created_at_ms AS createdAtMs, phase, cancel, GREATEST(claims - lost_workers - handed_back, 0) AS attempt, worker,
-  started_at_ms AS startedAtMs, finished_at_ms AS finishedAtMs, code, message, target, facts, provenance, replicated,
+  started_at_ms AS startedAtMs, finished_at_ms AS finishedAtMs, code, message, target, facts, replicated,
   updated_at_ms AS updatedAtMs`
 
 type JobRow = Omit<Job, 'cancel'> & { cancel: number }

@@ -52,7 +52,7 @@ export async function recordUpload(database: Database, claim: JobClaim, facts: u
 }
 
 export type Outcome =
-  | { result: 'Built'; provenance?: string }
+  | { result: 'Built' }
   | { result: 'Failed'; code: string; message: string }
   | { result: 'HandedBack' }
 
@@ -72,18 +72,18 @@ export async function finish(database: Database, claim: JobClaim, outcome: Outco
       else if (outcome.result === 'Failed') {
         const phase = outcome.code === 'Cancelled' ? 'Cancelled' : 'Failed'
         await end(sql, job, phase, { code: outcome.code, message: outcome.message })
-      } else await built(sql, job, outcome.provenance)
+      } else await built(sql, job)
     },
     { idempotent: true },
   )
 }
 
-async function built(sql: Sql, job: Job, provenance: string | undefined): Promise<void> {
+async function built(sql: Sql, job: Job): Promise<void> {
   if (job.facts === null) throw new Fenced(`job ${job.id}: nothing was uploaded under this token`)
   await sql.execute(
-    `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, provenance = ?, updated_at_ms = ${nowMs}
+    `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, updated_at_ms = ${nowMs}
      WHERE id = ?`,
-    [provenance ?? null, job.id],
+    [job.id],
   )
   await release(sql, job)
 }

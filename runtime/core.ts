@@ -32,8 +32,9 @@ export const core = {
   RoleBinding: resource('rbac.authorization.k8s.io', 'v1', 'RoleBinding', 'rolebindings'),
   Secret: resource('', 'v1', 'Secret', 'secrets'),
   ServiceAccount: resource('', 'v1', 'ServiceAccount', 'serviceaccounts'),
+  SubjectAccessReview: resource('authorization.k8s.io', 'v1', 'SubjectAccessReview', 'subjectaccessreviews', false),
   TokenReview: resource('authentication.k8s.io', 'v1', 'TokenReview', 'tokenreviews', false),
 } as const
 
-/** The resource of any object by its apiVersion and kind, given the plural. */
+/** `group/version`, or `v1` for the core group. */
 export const apiVersionOf = ({ group, version }: Resource): string => (group === '' ? version : `${group}/${version}`)

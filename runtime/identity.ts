@@ -27,13 +27,13 @@ const reviewStatus = z.object({
  */
 export class TokenReviewer {
   readonly #cluster: Cluster
-  readonly #audience: string
+  readonly #audience: string | undefined
   readonly #clock: Clock
   readonly #kept = new Map<string, { caller: Promise<Caller>; untilMs: number }>()
   static readonly keptMs = 20_000
   static readonly refusedMs = 2000
 
-  constructor(cluster: Cluster, audience: string, clock: Clock = systemClock) {
+  constructor(cluster: Cluster, audience: string | undefined, clock: Clock = systemClock) {
     this.#cluster = cluster
     this.#audience = audience
     this.#clock = clock
@@ -59,7 +59,7 @@ export class TokenReviewer {
     const review = {
       apiVersion: 'authentication.k8s.io/v1',
       kind: 'TokenReview',
-      spec: { token, audiences: [this.#audience] },
+      spec: { token, ...(this.#audience !== undefined && { audiences: [this.#audience] }) },
     }
     const answer = await this.#cluster.create(core.TokenReview, review).catch((error: unknown) => {
       // That we may not ask says nothing about who asks us.
@@ -68,7 +68,8 @@ export class TokenReviewer {
         : error
     })
     const { status } = reviewStatus.parse(answer)
-    if (!status.authenticated || !status.user || !status.audiences.includes(this.#audience)) {
+    const meant = this.#audience === undefined || status.audiences.includes(this.#audience)
+    if (!status.authenticated || !status.user || !meant) {
       throw new ShoalError('Unauthorized', 'the token is not valid here')
     }
     return status.user

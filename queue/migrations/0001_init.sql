@@ -31,7 +31,6 @@ CREATE TABLE job (
   message VARCHAR(4096) CHARACTER SET utf8mb4 NULL,
   target JSON NULL COMMENT 'regions and replication mode, as the pipeline had them at the claim',
   facts JSON NULL COMMENT 'the blob, once it was read back',
-  provenance MEDIUMTEXT CHARACTER SET utf8mb4 NULL,
   replicated VARCHAR(16) CHARACTER SET ascii NULL,
   updated_at_ms BIGINT NOT NULL,
   PRIMARY KEY (id),

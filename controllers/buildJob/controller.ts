@@ -1,0 +1,186 @@
+/**
+ * controllers/buildJob/: the queue's rows as BuildJobs, and the HTTP routes workers call. The row comes first and is the
+ * truth; a BuildJob made by hand gets its row here, and `spec.cancel` and `spec.priority` are passed on to it.
+ */
+import { isDeepStrictEqual } from 'node:util'
+import { BuildJob } from '../../api/buildJob.ts'
+import type { Pipeline } from '../../api/pipeline.ts'
+import { cancel, changedSince, findJob, positions, setPriority } from '../../queue/control.ts'
+import { enqueue } from '../../queue/enqueue.ts'
+import type { Job } from '../../queue/job.ts'
+import { type Clock, systemClock } from '../../runtime/clock.ts'
+import { ApiError, type Cluster } from '../../runtime/cluster.ts'
+import { standingConditions } from '../../runtime/conditions.ts'
+import { Controller } from '../../runtime/controller.ts'
+import type { EventRecorder } from '../../runtime/events.ts'
+import type { Logger } from '../../runtime/log.ts'
+import type { Metrics } from '../../runtime/metrics.ts'
+import type { Reflector } from '../../runtime/reflector.ts'
+import type { Database } from '../../runtime/sql.ts'
+import { buildJobStatus, isFinal } from './status.ts'
+
+export interface BuildJobControllerOptions {
+  cluster: Cluster
+  database: Database
+  buildJobs: Reflector<BuildJob>
+  /** By `namespace/name`. */
+  pipeline: (key: string) => Pipeline | undefined
+  events: EventRecorder
+  log: Logger
+  metrics: Metrics
+  clock?: Clock
+  /** Between two looks at the rows. Default: 300 ms. */
+  pollMs?: number
+}
+
+const fieldManager = 'shoal-buildjob'
+/** Changes are asked for with this overlap, for transactions that commit late. */
+const overlapMs = 10_000
+/** How much of the line is shown with its position. */
+const shownPositions = 100
+/** A finished job without an object is one somebody deleted, unless it finished just now. */
+const deletedAfterMs = 600_000
+
+const keyOf = ({ namespace, name }: Pick<Job, 'namespace' | 'name'>) => `${namespace}/${name}`
+
+/** Mirrors rows and BuildJobs. Runs on the leader. */
+export class BuildJobController {
+  readonly #options: BuildJobControllerOptions
+  readonly #clock: Clock
+  readonly #controller: Controller
+  #positions = new Map<number, number>()
+  #seen = new Map<string, number>()
+  #wake: AbortController | undefined
+
+  constructor(options: BuildJobControllerOptions) {
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+    this.#controller = new Controller({ ...options, name: 'buildjob', reconcile: (key) => this.#reconcile(key) })
+    options.buildJobs.onChange((key, object) => object && this.#controller.enqueue(key))
+  }
+
+  /** Looks at the rows at once, not at the next poll. */
+  notify(): void {
+    this.#wake?.abort()
+  }
+
+  async run(signal: AbortSignal): Promise<void> {
+    await Promise.all([this.#controller.run(signal), this.#poll(signal)])
+  }
+
+  async #poll(signal: AbortSignal): Promise<void> {
+    const { database, log, pollMs = 300 } = this.#options
+    let sinceMs = 0
+    while (!signal.aborted) {
+      this.#wake = new AbortController()
+      try {
+        const changed = await changedSince(database, sinceMs - overlapMs)
+        for (const job of changed) {
+          if (this.#seen.get(keyOf(job)) === job.updatedAtMs) continue
+          this.#seen.set(keyOf(job), job.updatedAtMs)
+          this.#controller.enqueue(keyOf(job))
+        }
+        sinceMs = changed.at(-1)?.updatedAtMs ?? sinceMs
+        this.#forget(sinceMs)
+        await this.#movePositions()
+      } catch (error) {
+        log.info({ err: error }, 'reading the queue failed')
+      }
+      await this.#clock.sleep(pollMs, AbortSignal.any([signal, this.#wake.signal])).catch(() => undefined)
+    }
+  }
+
+  #forget(sinceMs: number): void {
+    for (const [key, updatedAtMs] of this.#seen) if (updatedAtMs < sinceMs - overlapMs) this.#seen.delete(key)
+  }
+
+  async #movePositions(): Promise<void> {
+    const before = this.#positions
+    this.#positions = await positions(this.#options.database, shownPositions)
+    for (const object of this.#options.buildJobs.list()) {
+      if (object.status?.phase !== 'Queued') continue
+      const shown = object.status.queuePosition
+      const moved = [...this.#positions].some(([id, position]) => before.get(id) !== position)
+      if (moved || shown === undefined) this.#controller.enqueue(`${object.metadata.namespace}/${object.metadata.name}`)
+    }
+  }
+
+  async #reconcile(key: string): Promise<undefined> {
+    const [namespace = '', name = ''] = key.split('/')
+    const object = this.#options.buildJobs.get(key)
+    const job = await findJob(this.#options.database, namespace, name)
+    if (!job) {
+      if (object && !object.metadata.deletionTimestamp) await this.#adopt(object)
+      return
+    }
+    if (object) {
+      if (object.spec.cancel && !job.cancel) await cancel(this.#options.database, job.id)
+      if (object.spec.priority !== job.priority) await setPriority(this.#options.database, job.id, object.spec.priority)
+    } else if (isFinal(job) && this.#clock.now() - (job.finishedAtMs ?? 0) > deletedAfterMs) return
+    const current = object ?? (await this.#create(job))
+    await this.#writeStatus(current, (await findJob(this.#options.database, namespace, name)) ?? job)
+    return
+  }
+
+  /** A BuildJob somebody made gets its row. */
+  async #adopt(object: BuildJob): Promise<void> {
+    const { database, pipeline } = this.#options
+    const { namespace = '', name } = object.metadata
+    const { pipelineRef, commit, ref, priority } = object.spec
+    const known = pipeline(`${namespace}/${pipelineRef}`)
+    if (!known) {
+      const standing = { is: 'Stalled', reason: 'NotFound', message: `there is no Pipeline ${pipelineRef}` } as const
+      const before = object.status?.conditions ?? []
+      const conditions = standingConditions(before, standing, object.metadata.generation, this.#clock.now())
+      const status = { message: standing.message, conditions }
+      if (isDeepStrictEqual(before, conditions)) return
+      await this.#apply(namespace, name, status)
+      return
+    }
+    const maxJobs = known.spec.concurrency.max
+    await enqueue(database, { namespace, pipeline: pipelineRef, commit, ref, priority, maxJobs, name })
+    this.#controller.enqueue(`${namespace}/${name}`)
+  }
+
+  async #create(job: Job): Promise<BuildJob> {
+    const { cluster, pipeline } = this.#options
+    const { namespace, name, pipeline: pipelineRef, commit, ref, priority } = job
+    const owner = pipeline(`${namespace}/${pipelineRef}`)
+    const { apiVersion, kind } = owner ?? {}
+    const ownerReferences = owner && [{ apiVersion, kind, name: owner.metadata.name, uid: owner.metadata.uid }]
+    const metadata = {
+      name,
+      namespace,
+      labels: { 'shoal.dev/pipeline': pipelineRef },
+      ...(owner && { ownerReferences }),
+    }
+    const spec = { pipelineRef, commit, ref, priority }
+    try {
+      return BuildJob.parse(await cluster.create(BuildJob, { ...BuildJob.make(metadata, spec) }))
+    } catch (error) {
+      if (!(error instanceof ApiError && error.reason === 'AlreadyExists')) throw error
+      return BuildJob.parse(await cluster.get(BuildJob, namespace, name))
+    }
+  }
+
+  async #writeStatus(object: BuildJob, job: Job): Promise<void> {
+    const { events } = this.#options
+    const { namespace, name } = job
+    const position = this.#positions.get(job.id)
+    const status = buildJobStatus(job, { object, position, nowMs: this.#clock.now() })
+    if (isDeepStrictEqual(object.status, status)) return
+    await this.#apply(namespace, name, status)
+    if (object.status?.phase === job.phase) return
+    events.record(
+      object,
+      job.phase === 'Failed' ? 'Warning' : 'Normal',
+      job.code ?? job.phase,
+      status.message ?? job.phase,
+    )
+  }
+
+  async #apply(namespace: string, name: string, status: BuildJob['status']): Promise<void> {
+    const object = { metadata: { name, namespace }, status }
+    await this.#options.cluster.apply(BuildJob, object, { fieldManager, subresource: 'status' })
+  }
+}

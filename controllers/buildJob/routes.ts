@@ -1,0 +1,165 @@
+import { ShoalError } from '../../api/errors.ts'
+import type { Pipeline } from '../../api/pipeline.ts'
+import {
+  type ClaimAnswer,
+  claimRequest,
+  finishRequest,
+  type JobClaim,
+  jobClaim,
+  logRequest,
+  uploadCompleteRequest,
+  uploadPartsRequest,
+  uploadStartRequest,
+} from '../../api/workerApi.ts'
+import { artifactKey } from '../../artifacts/key.ts'
+import { choosePartSizeBytes } from '../../artifacts/partSize.ts'
+import { receiveUpload } from '../../artifacts/receive.ts'
+import { type Claim, claim } from '../../queue/claim.ts'
+import { finish, heartbeat, recordUpload, requireLease, setTarget } from '../../queue/lease.ts'
+import { appendLog } from '../../queue/log.ts'
+import type { TokenReviewer } from '../../runtime/identity.ts'
+import { bearerToken, type Server } from '../../runtime/server.ts'
+import type { Database } from '../../runtime/sql.ts'
+import type { RegionDirectory } from '../region/directory.ts'
+import type { Target } from './target.ts'
+
+export interface WorkerRoutesOptions {
+  database: Database
+  tokens: TokenReviewer
+  /** The namespace of the workers' ServiceAccount. */
+  namespace: string
+  /** By `namespace/name`. */
+  pipeline: (key: string) => Pipeline | undefined
+  regions: RegionDirectory
+  readSecret: (namespace: string, name: string) => Promise<Record<string, string> | undefined>
+  leaseMs: number
+  /** How soon an idle worker asks again. Default: 1 s. */
+  idlePollMs?: number
+  /** A job's row changed. */
+  onChange?: () => void
+}
+
+type Request = { headers: { authorization?: string | undefined }; body: unknown }
+
+const presignSeconds = 600
+
+/** POST /v1/worker/… (api/workerApi.ts): what workers say to the hub. Any replica answers any of it. */
+export function registerWorkerRoutes(server: Server, options: WorkerRoutesOptions): void {
+  const { database, regions, leaseMs, idlePollMs = 1000, onChange } = options
+  const worker = `system:serviceaccount:${options.namespace}:shoal-worker`
+
+  async function authorize({ headers }: Request): Promise<void> {
+    const { username } = await options.tokens.review(bearerToken(headers))
+    if (username !== worker) throw new ShoalError('Forbidden', 'the caller is not a worker')
+  }
+  const route = (path: string, handle: (body: unknown, signal: AbortSignal) => Promise<unknown>) =>
+    server.post(`/v1/worker/${path}`, { bodyLimit: 16 << 20 }, async (request) => {
+      await authorize(request)
+      const gone = new AbortController()
+      request.raw.once('close', () => request.raw.destroyed && !request.raw.complete && gone.abort())
+      return (await handle(request.body, gone.signal)) ?? {}
+    })
+
+  route('claim', async (body): Promise<ClaimAnswer> => {
+    const taken = await claim(database, claimRequest.parse(body), leaseMs)
+    if (!taken) return { pollAfterMs: idlePollMs }
+    onChange?.()
+    try {
+      return await answer(taken)
+    } catch (error) {
+      // What the pipeline itself makes impossible ends the job; the worker asks for the next one.
+      if (!(error instanceof ShoalError)) throw error
+      const { code, message } = error
+      await finish(database, { jobId: taken.job.id, token: taken.token }, { result: 'Failed', code, message })
+      onChange?.()
+      return { pollAfterMs: 0 }
+    }
+  })
+
+  async function answer({ job, token }: Claim): Promise<ClaimAnswer> {
+    const pipeline = options.pipeline(`${job.namespace}/${job.pipeline}`)
+    if (!pipeline) throw new ShoalError('NotFound', `there is no Pipeline ${job.pipeline}`)
+    const { source, build, replicate } = pipeline.spec
+    const target: Target = { regions: targetRegions(pipeline), replicate, url: source.url, command: build.command }
+    await setTarget(database, { jobId: job.id, token }, target)
+    const ref = source.credentialsSecretRef
+    const credentials = ref && (await options.readSecret(job.namespace, ref.name))
+    return {
+      pollAfterMs: 0,
+      job: {
+        jobId: job.id,
+        token,
+        namespace: job.namespace,
+        name: job.name,
+        pipeline: job.pipeline,
+        commit: job.commit,
+        ref: job.ref,
+        attempt: job.attempt,
+        source: {
+          url: source.url,
+          ...(credentials?.username !== undefined && { username: credentials.username }),
+          ...(credentials?.password !== undefined && { password: credentials.password }),
+        },
+        build,
+        leaseMs,
+        heartbeatMs: Math.floor(leaseMs / 3),
+      },
+    }
+  }
+
+  /** The regions the artifact must reach: those that exist and aren't cordoned now. */
+  function targetRegions(pipeline: Pipeline): string[] {
+    const active = regions.activeRegions()
+    const named = pipeline.spec.regions.includes('*') ? active : pipeline.spec.regions
+    const unknown = named.find((name) => !regions.get(name))
+    if (unknown !== undefined) throw new ShoalError('RegionUnknown', `the pipeline names region ${unknown}`)
+    const wanted = named.filter((name) => active.includes(name))
+    if (wanted.length === 0) throw new ShoalError('RegionUnknown', 'the pipeline names no region that is not cordoned')
+    return wanted
+  }
+
+  route('heartbeat', async (body) => ({ leaseMs, ...(await heartbeat(database, jobClaim.parse(body), leaseMs)) }))
+
+  route('log', async (body) => {
+    const { offset, text, ...job } = logRequest.parse(body)
+    await appendLog(database, job, offset, text)
+  })
+
+  const keyOf = async (job: JobClaim) => {
+    const { namespace, name } = await requireLease(database, job)
+    return artifactKey(namespace, name, job.token)
+  }
+
+  route('upload/start', async (body) => {
+    const { sizeBytes, ...job } = uploadStartRequest.parse(body)
+    const key = await keyOf(job)
+    const store = await regions.homeStore()
+    return { uploadId: await store.startUpload(key), partSizeBytes: choosePartSizeBytes(sizeBytes) }
+  })
+
+  route('upload/parts', async (body) => {
+    const { uploadId, parts, ...job } = uploadPartsRequest.parse(body)
+    const key = await keyOf(job)
+    const store = await regions.homeStore()
+    const signed = parts.map(async (part) => {
+      const { url, headers } = await store.presignPart({ key, uploadId, ...part, expiresSeconds: presignSeconds })
+      return { number: part.number, url, headers }
+    })
+    return { parts: await Promise.all(signed) }
+  })
+
+  route('upload/complete', async (body, signal) => {
+    const { uploadId, parts, digest, sizeBytes, descriptor, ...job } = uploadCompleteRequest.parse(body)
+    const key = await keyOf(job)
+    const bytes = Buffer.from(descriptor, 'base64')
+    const store = await regions.homeStore()
+    const facts = await receiveUpload(store, { key, uploadId, parts, digest, sizeBytes, descriptor: bytes, signal })
+    await recordUpload(database, job, facts)
+  })
+
+  route('finish', async (body) => {
+    const { outcome, ...job } = finishRequest.parse(body)
+    await finish(database, job, outcome)
+    onChange?.()
+  })
+}

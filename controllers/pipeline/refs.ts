@@ -1,0 +1,13 @@
+import { matchesGlob } from 'node:path'
+import type { Pipeline } from '../../api/pipeline.ts'
+
+/** Whether a push to this ref is built: a branch by name or pattern (`release/*`), a tag by pattern. */
+export function isBuilt({ spec }: Pipeline, ref: string): boolean {
+  const branch = after(ref, 'refs/heads/')
+  const tag = after(ref, 'refs/tags/')
+  if (branch !== undefined)
+    return spec.source.branches.some((pattern) => pattern === branch || matchesGlob(branch, pattern))
+  return tag !== undefined && spec.source.tags.some((pattern) => matchesGlob(tag, pattern))
+}
+
+const after = (ref: string, prefix: string) => (ref.startsWith(prefix) ? ref.slice(prefix.length) : undefined)

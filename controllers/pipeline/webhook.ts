@@ -1,0 +1,92 @@
+import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
+import { z } from 'zod'
+import { ShoalError } from '../../api/errors.ts'
+import { commitId } from '../../api/meta.ts'
+import type { Pipeline } from '../../api/pipeline.ts'
+import { enqueue } from '../../queue/enqueue.ts'
+import type { Metrics } from '../../runtime/metrics.ts'
+import type { Server } from '../../runtime/server.ts'
+import type { Database } from '../../runtime/sql.ts'
+import { isBuilt } from './refs.ts'
+
+export interface WebhookOptions {
+  database: Database
+  /** By `namespace/name`. */
+  pipeline: (key: string) => Pipeline | undefined
+  readSecret: (namespace: string, name: string) => Promise<Record<string, string> | undefined>
+  metrics: Metrics
+  /** A job was queued. */
+  onChange?: () => void
+}
+
+/** GitHub's push event, as far as it is read. Forgejo, Gitea and GitLab's GitHub mode send the same. */
+const push = z.looseObject({ ref: z.string().min(1).max(512), after: z.string(), deleted: z.boolean().optional() })
+
+const noCommit = '0'.repeat(40)
+const maxBodyBytes = 5 << 20
+/** Compared against where there is no secret, so that an unknown pipeline costs the same time. */
+const decoy = randomBytes(32).toString('hex')
+
+/** POST /webhooks/<namespace>/<pipeline>: a push, signed by the pipeline's secret (X-Hub-Signature-256). */
+export function registerWebhook(server: Server, options: WebhookOptions): void {
+  const refused = options.metrics.counter('webhook_refused_total', 'Webhooks without a valid signature.')
+  server.register(async (scope) => {
+    // The signature covers the bytes as they came.
+    scope.removeAllContentTypeParsers()
+    scope.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => done(null, body))
+    scope.post<{ Params: { namespace: string; pipeline: string } }>(
+      '/webhooks/:namespace/:pipeline',
+      { bodyLimit: maxBodyBytes },
+      async (request, reply) => {
+        const { namespace, pipeline: name } = request.params
+        const body = Buffer.isBuffer(request.body) ? request.body : Buffer.alloc(0)
+        const pipeline = options.pipeline(`${namespace}/${name}`)
+        const secret = await secretOf(pipeline)
+        const signed = isSigned(body, request.headers['x-hub-signature-256'], secret ?? decoy)
+        if (!pipeline || secret === undefined || !signed) {
+          refused.inc()
+          throw new ShoalError('Unauthorized', 'the signature is not valid here')
+        }
+        return reply.code(202).send(await accept(pipeline, body))
+      },
+    )
+  })
+
+  async function secretOf(pipeline: Pipeline | undefined): Promise<string | undefined> {
+    const ref = pipeline?.spec.source.webhookSecretRef
+    if (!pipeline || !ref) return undefined
+    return (await options.readSecret(pipeline.metadata.namespace ?? '', ref.name))?.secret
+  }
+
+  async function accept(pipeline: Pipeline, body: Buffer): Promise<{ job?: string; ignored?: string }> {
+    const { ref, after, deleted } = push.parse(parseJson(body))
+    if (deleted || after === noCommit) return { ignored: `${ref} was deleted` }
+    if (!isBuilt(pipeline, ref)) return { ignored: `${ref} is not built by this pipeline` }
+    const { namespace = '', name } = pipeline.metadata
+    const maxJobs = pipeline.spec.concurrency.max
+    const { job } = await enqueue(options.database, {
+      namespace,
+      pipeline: name,
+      commit: commitId.parse(after),
+      ref,
+      maxJobs,
+    })
+    options.onChange?.()
+    return { job: job.name }
+  }
+}
+
+/** Takes the same time whatever is wrong. */
+function isSigned(body: Buffer, header: string | string[] | undefined, secret: string): boolean {
+  const wanted = Buffer.from(`sha256=${createHmac('sha256', secret).update(body).digest('hex')}`)
+  const given = Buffer.from(typeof header === 'string' ? header : '')
+  return given.length === wanted.length && timingSafeEqual(given, wanted)
+}
+
+function parseJson(body: Buffer): unknown {
+  try {
+    return JSON.parse(body.toString())
+  } catch (cause) {
+    throw new ShoalError('Invalid', 'the body is not JSON', { cause })
+  }
+}
