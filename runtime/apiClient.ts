@@ -1,3 +1,15 @@
+/**
+ * runtime/: what controllers, servers and roles stand on, and nothing that knows about builds, artifacts or machines.
+ *
+ *   Kubernetes   cluster (over transport) → reflector → controller (over workQueue), elector, events, conditions
+ *   databases    sql, migrations
+ *   HTTP         server, apiClient (here): errors cross it as the class they were thrown as
+ *   identity     identity, dsse, certificates
+ *   a process    shutdown, log, metrics, clock
+ *
+ * It promises that a neighbour's failure (a reset, a silence, a restart, garbage) is an error of `api/errors.ts` or is
+ * borne, never a crash, a hang or a wrong answer. Time and randomness can be passed in wherever they matter.
+ */
 import { Agent, request as send } from 'undici'
 import { z } from 'zod'
 import { type ErrorCode, errorCodes, Fenced, ShoalError, Stalled, Transient, Waiting } from '../api/errors.ts'

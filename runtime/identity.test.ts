@@ -73,7 +73,7 @@ test('a node’s token names its node, and of two clusters with one issuer the o
       .setIssuer(issuer)
       .setAudience('shoal-region-eu')
       .setIssuedAt()
-  const token = await sign(keys[1])
+  const token = await claims()
     .setExpirationTime('1h')
     .sign(keys[1]?.privateKey as never)
   const identity = await verifyServiceAccountToken(token, 'shoal-region-eu', clusters)

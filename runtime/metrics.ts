@@ -1,6 +1,6 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
 
-export type { Counter, Gauge, Histogram, Registry }
+export type { Counter, Gauge, Histogram }
 
 /** The metrics of one role: base units, prefix `shoal_`, no unbounded labels. */
 export class Metrics {
