@@ -1,12 +1,12 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { startApiServer } from '../hack/parts/apiServer.ts'
+import { FaultyProxy } from '../hack/parts/faultyProxy.ts'
 import { until } from '../hack/parts/process.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { Cluster } from './cluster.ts'
 import { core } from './core.ts'
 import { type ElectionOptions, runElected } from './elector.ts'
-import { FaultyProxy } from './faultyProxy.ts'
 import { createLogger } from './log.ts'
 
 const test = suite('elector')

@@ -4,8 +4,8 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { request } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
-import type { ApiServer } from '../hack/parts/apiServer.ts'
-import { temporaryDir as makeDir, type temporaryDir } from '../hack/parts/process.ts'
+import type { ApiServer } from './apiServer.ts'
+import { temporaryDir as makeDir, type temporaryDir } from './process.ts'
 
 /** For tests: a proxy before a real API server, as its administrator, that can fail in the ways networks and servers do. */
 export class FaultyProxy implements AsyncDisposable {
