@@ -1,0 +1,35 @@
+import type { Wave } from '../api/goalState.ts'
+import type { Target } from './envelope.ts'
+
+/** A rollback goes everywhere at once; the budget still bounds how many machines are down at a time. */
+export const rollbackWaves: Wave[] = [{ regions: ['*'], percent: 100, soak: '0s' }]
+
+/** The regions the waves name, sorted; `*` means `active`, those that exist and aren't cordoned when the rollout starts. */
+export function regionsOf(waves: Wave[], active: string[]): string[] {
+  const named = waves.flatMap(({ regions }) => (regions.includes('*') ? active : regions))
+  return [...new Set(named)].sort()
+}
+
+/** Whether a wave goes to this region of the rollout. */
+export const covers = (wave: Wave, region: string): boolean =>
+  wave.regions.includes('*') || wave.regions.includes(region)
+
+/** How far a region may go in a wave: the highest of the waves so far, so that a target never falls. Wave -1: fetch only. */
+export function targetOf(waves: Wave[], waveIndex: number, region: string): Target {
+  const soFar = waves.slice(0, waveIndex + 1).filter((wave) => covers(wave, region))
+  return {
+    machines: Math.max(0, ...soFar.map(({ machines }) => machines ?? 0)),
+    percent: Math.max(0, ...soFar.map(({ percent }) => percent ?? 0)),
+  }
+}
+
+/** How many of `selected` machines a target means: at least one, where it is not zero and there is one. */
+export function targetCount(target: Target, selected: number): number {
+  return Math.min(selected, Math.max(target.machines, Math.ceil((target.percent * selected) / 100)))
+}
+
+/** A target as people read it: `1`, `25%`, `0`. */
+export function showTarget({ machines, percent }: Target): string {
+  if (percent === 0) return String(machines)
+  return machines === 0 ? `${percent}%` : `${percent}%, at least ${machines}`
+}
