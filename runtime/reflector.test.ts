@@ -92,6 +92,9 @@ test('a handler added late is told what is here, and one that throws harms nobod
   at.reflector.onChange(() => {
     throw new Error('a bug')
   })
+  at.reflector.onChange(async () => {
+    throw new Error('a bug that comes later')
+  })
   const late: string[] = []
   at.reflector.onChange((key) => late.push(key))
   assert.is(late.length, 2)

@@ -190,10 +190,13 @@ export class Reflector<T extends Named> {
   }
 
   #call(handler: ChangeHandler<T>, ...change: Parameters<ChangeHandler<T>>): void {
+    const failed = (error: unknown) => this.#options.log.error({ key: change[0], err: error }, 'change handler failed')
     try {
-      handler(...change)
+      // An async function passes for a handler too.
+      const returned: unknown = handler(...change)
+      if (returned instanceof Promise) returned.catch(failed)
     } catch (error) {
-      this.#options.log.error({ key: change[0], err: error }, 'change handler failed')
+      failed(error)
     }
   }
 }
