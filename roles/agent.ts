@@ -20,13 +20,18 @@ const settings = {
 
 /** `shoal agent`. */
 export async function agentRole(log: Logger, signal: AbortSignal): Promise<void> {
-  const { enrolment, tokenFile, dataDir, listen, swarmListen, host, uploadBytesPerSecond, ...rest } = readSettings(settings)
+  const { enrolment, tokenFile, dataDir, listen, swarmListen, host, uploadBytesPerSecond, ...rest } =
+    readSettings(settings)
   const agent = new Agent({
     enrolmentFile: enrolment,
     ...(tokenFile !== undefined && { tokenFile }),
     dataDir,
     listen,
-    swarm: { ...swarmListen, address: rest.address, ...(uploadBytesPerSecond !== undefined && { uploadBytesPerSecond }) },
+    swarm: {
+      ...swarmListen,
+      address: rest.address,
+      ...(uploadBytesPerSecond !== undefined && { uploadBytesPerSecond }),
+    },
     ...(host === 'nsenter' && { host: { nsenter: true } }),
     log,
   })

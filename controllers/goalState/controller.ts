@@ -1,0 +1,330 @@
+/**
+ * controllers/goalState/: moves machines to what a GoalState says, wave by wave, and back when that fails. All a hub
+ * needs to go on where another one died is in the GoalState's status, its revisions and the RegionalGoalStates.
+ *
+ *   artifact → effective template → revision → regional goals → reports → engine → next wave, or hold and go back
+ */
+import { isDeepStrictEqual } from 'node:util'
+import type { Artifact } from '../../api/artifact.ts'
+import { type ShoalError, Stalled, Waiting } from '../../api/errors.ts'
+import { GoalState } from '../../api/goalState.ts'
+import { durationMs } from '../../api/meta.ts'
+import type { RegionalGoalState } from '../../api/regionalGoalState.ts'
+import { advance, type Verdict } from '../../rollout/engine.ts'
+import { regionsOf, rollbackWaves, targetOf } from '../../rollout/plan.ts'
+import { type Clock, systemClock } from '../../runtime/clock.ts'
+import type { Cluster } from '../../runtime/cluster.ts'
+import { Controller, type ReconcileResult } from '../../runtime/controller.ts'
+import type { EventRecorder } from '../../runtime/events.ts'
+import type { Logger } from '../../runtime/log.ts'
+import type { Metrics } from '../../runtime/metrics.ts'
+import type { Reflector } from '../../runtime/reflector.ts'
+import type { RegionDirectory } from '../region/directory.ts'
+import { conflictOf } from './place.ts'
+import type { RegionalGoals } from './regional.ts'
+import { type Hashed, type Revisions, templateOf } from './revisions.ts'
+import { endHistory, type GoalStatus, reportsOf, startRollout, statusOf } from './status.ts'
+
+export interface GoalStateControllerOptions {
+  cluster: Cluster
+  goals: Reflector<GoalState>
+  artifacts: Reflector<Artifact>
+  regionals: Reflector<RegionalGoalState>
+  revisions: Revisions
+  regionalGoals: RegionalGoals
+  regions: RegionDirectory
+  /** For pipelines that replicate on deploy. */
+  requestReplication: (namespace: string, artifact: string) => Promise<void>
+  events: EventRecorder
+  log: Logger
+  metrics: Metrics
+  clock?: Clock
+  /** Between two steps of a rollout in which nothing is reported. Default: 1 s. */
+  tickMs?: number
+}
+
+const fieldManager = 'shoal-goalstate'
+const finalizer = 'shoal.dev/regional-goals'
+/** A longer time between two steps is an outage, and not soak. */
+const longestStepMs = 10_000
+const idleMs = 30_000
+
+/** Reconciles GoalStates. Runs on the leader. */
+export class GoalStateController {
+  readonly #options: GoalStateControllerOptions
+  readonly #clock: Clock
+  readonly #controller: Controller
+  /** When each goal's engine was last stepped, on this process' monotonic clock. */
+  readonly #steppedAt = new Map<string, number>()
+
+  constructor(options: GoalStateControllerOptions) {
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+    this.#controller = new Controller({ ...options, name: 'goalstate', reconcile: (key) => this.#reconcile(key) })
+    options.goals.onChange((key, goal, previous) => {
+      if (!goal || goal.metadata.generation !== previous?.metadata.generation || goal.metadata.deletionTimestamp)
+        this.#controller.enqueue(key)
+    })
+    options.regionals.onChange((_key, regional) => {
+      if (regional) this.#controller.enqueue(`${regional.spec.goal.namespace}/${regional.spec.goal.name}`)
+    })
+    options.artifacts.onChange((_key, artifact) => {
+      for (const { metadata, spec } of options.goals.list()) {
+        const named = spec.artifactRef.name === artifact?.metadata.name
+        if (named && metadata.namespace === artifact.metadata.namespace)
+          this.#controller.enqueue(`${metadata.namespace}/${metadata.name}`)
+      }
+    })
+  }
+
+  /** A revision of the goal was held or released. */
+  notify(key: string): void {
+    this.#controller.enqueue(key)
+  }
+
+  async run(signal: AbortSignal): Promise<void> {
+    this.#steppedAt.clear()
+    await this.#controller.run(signal)
+  }
+
+  async #reconcile(key: string): Promise<ReconcileResult> {
+    const goal = this.#options.goals.get(key)
+    if (!goal) {
+      this.#steppedAt.delete(key)
+      return
+    }
+    if (goal.metadata.deletionTimestamp) return this.#release(goal)
+    await this.#addFinalizer(goal)
+    // A copy: each step sees what the one before has found.
+    let status: GoalStatus = { ...goal.status }
+    let problem: ShoalError | undefined
+    try {
+      status = await this.#makeEffective(goal, status)
+    } catch (error) {
+      // What is effective goes on meanwhile.
+      if (!(error instanceof Waiting || error instanceof Stalled)) throw error
+      problem = error
+    }
+    let verdict: Verdict | undefined
+    if (status.effective) {
+      const step = await this.#step(goal, status)
+      status = step.status
+      verdict = step.verdict
+    }
+    await this.#write(
+      goal,
+      statusOf(goal, {
+        status,
+        verdict,
+        problem,
+        held: this.#held(goal),
+        regionals: this.#options.regionalGoals.of(goal),
+        nowMs: this.#clock.now(),
+      }),
+    )
+    // Soon, but not before the hold can have come back by the watch.
+    if (verdict?.is === 'Failed' && !status.rollback) return { afterMs: 100 }
+    const busy = problem instanceof Waiting || (verdict !== undefined && verdict.is !== 'Complete')
+    return { afterMs: busy ? (this.#options.tickMs ?? 1000) : idleMs }
+  }
+
+  #held(goal: GoalState): string | undefined {
+    const wanted = this.#specTemplate(goal)
+    return wanted && this.#options.revisions.holdOf(goal, wanted.hash)
+  }
+
+  #specTemplate(goal: GoalState): Hashed | undefined {
+    const artifact = this.#artifact(goal, goal.spec.artifactRef.name)
+    return artifact && templateOf(artifact, goal.spec.activation)
+  }
+
+  #artifact(goal: GoalState, name: string): Artifact | undefined {
+    return this.#options.artifacts.get(`${goal.metadata.namespace}/${name}`)
+  }
+
+  /** Decides what machines shall run, and begins a rollout when that is something new. */
+  async #makeEffective(goal: GoalState, status: GoalStatus): Promise<GoalStatus> {
+    const { revisions } = this.#options
+    const conflict = conflictOf(goal, this.#options.goals.list())
+    if (conflict) throw new Stalled('PlaceConflict', conflict)
+    const wanted = this.#specTemplate(goal)
+    if (!wanted) throw this.#waiting(goal, 'ArtifactNotFound', `there is no Artifact ${goal.spec.artifactRef.name}`)
+    const hold = revisions.holdOf(goal, wanted.hash)
+    const hash = hold === undefined ? wanted.hash : status.lastGood?.template
+    const paused = hold !== undefined && goal.spec.rollout.onFailure === 'Pause'
+    if (hash === undefined || hash === status.effective?.template || paused) return status
+    const rollback = hold !== undefined
+    const waves = rollback ? rollbackWaves : goal.spec.rollout.waves
+    const regions = rollback ? (status.regionsInRollout ?? []) : this.#regions(goal)
+    if (!rollback) await this.#requireReplicas(goal, regions)
+    const template = rollback ? revisions.templateOf(goal, hash) : specOf(goal)
+    if (!template) throw new Stalled('ArtifactNotFound', `the last good template ${hash} is not kept any more`)
+    const revision = await revisions.add(goal, hash, template)
+    this.#options.log.info({ goal: goal.metadata.name, revision, rollback, waves: waves.length }, 'rollout begins')
+    const note = `${rollback ? 'going back to' : 'rolling out'} ${template.artifactRef.name} as revision ${revision}`
+    this.#options.events.record(goal, rollback ? 'Warning' : 'Normal', rollback ? 'RollingBack' : 'RollingOut', note)
+    const effective = { template: hash, revision, artifact: template.artifactRef.name }
+    const begun = startRollout(status, { effective, rollback, regions, nowMs: this.#clock.now() })
+    // Written before any region is told, so that a hub that dies here goes on with the same revision.
+    await this.#write(goal, statusOf(goal, { status: begun, nowMs: this.#clock.now() }))
+    return begun
+  }
+
+  #regions(goal: GoalState): string[] {
+    const { regions } = this.#options
+    const named = regionsOf(goal.spec.rollout.waves, regions.activeRegions())
+    const unknown = named.find((name) => !regions.get(name))
+    if (unknown !== undefined) throw new Stalled('RegionUnknown', `a wave names region ${unknown}`)
+    const active = regions.activeRegions()
+    return named.filter((name) => active.includes(name))
+  }
+
+  /** Nothing is propagated until every region of the rollout has the artifact. */
+  async #requireReplicas(goal: GoalState, regions: string[]): Promise<void> {
+    const name = goal.spec.artifactRef.name
+    const replicas = this.#artifact(goal, name)?.status?.replicas ?? []
+    const lacking = regions.filter((region) => !replicas.some((r) => r.region === region && r.state === 'Replicated'))
+    if (lacking.length === 0) return
+    await this.#options.requestReplication(goal.metadata.namespace ?? '', name)
+    throw this.#waiting(goal, 'WaitingForArtifact', `${name} is not yet in ${lacking.join(', ')}`)
+  }
+
+  /** Waiting, and Stalled once it took progressDeadline. */
+  #waiting(goal: GoalState, code: 'ArtifactNotFound' | 'WaitingForArtifact', message: string): ShoalError {
+    const since = goal.status?.conditions?.find(
+      ({ type, reason }) => type === 'Reconciling' && reason === 'WaitingForArtifact',
+    )
+    const stalled = goal.status?.conditions?.find(({ type, reason }) => type === 'Stalled' && reason === code)
+    const current = goal.status?.observedGeneration === goal.metadata.generation
+    const waitedMs = since && current ? this.#clock.now() - Date.parse(since.lastTransitionTime) : 0
+    const late = waitedMs > durationMs(goal.spec.rollout.progressDeadline) || (stalled && current)
+    return late ? new Stalled(code, message) : new Waiting('WaitingForArtifact', message, { afterMs: 1000 })
+  }
+
+  /** Tells the regions what the current wave wants, and takes the next step when their reports allow it. */
+  async #step(goal: GoalState, before: GoalStatus): Promise<{ status: GoalStatus; verdict: Verdict | undefined }> {
+    const key = `${goal.metadata.namespace}/${goal.metadata.name}`
+    const { regionalGoals } = this.#options
+    const effective = before.effective
+    const wanted = effective && this.#effectiveTemplate(goal, effective.template)
+    if (!effective || !wanted) return { status: before, verdict: undefined }
+    const regions = before.regionsInRollout ?? []
+    const waves = before.rollback ? rollbackWaves : goal.spec.rollout.waves
+    const waveIndex = Math.min(before.waveIndex ?? 0, waves.length)
+    const halted = !before.rollback && this.#options.revisions.holdOf(goal, effective.template) !== undefined
+    const previous = this.#previous(goal, before)
+    for (const region of regions) {
+      await regionalGoals.tell(goal, {
+        region,
+        namespace: goal.metadata.namespace ?? '',
+        name: goal.metadata.name,
+        uid: goal.metadata.uid ?? '',
+        place: goal.spec.place ?? `${goal.metadata.namespace}/${goal.metadata.name}`,
+        selector: goal.spec.machineSelector,
+        template: wanted.template,
+        templateHash: wanted.hash,
+        ...(previous && { previous }),
+        target: targetOf(waves, waveIndex, region),
+        halted,
+        rollback: before.rollback ?? false,
+        maxUnavailable: goal.spec.rollout.maxUnavailable,
+        failureThreshold: goal.spec.rollout.failureThreshold,
+        revision: effective.revision,
+      })
+    }
+    const now = this.#clock.monotonic()
+    const sinceLast = now - (this.#steppedAt.get(key) ?? now)
+    this.#steppedAt.set(key, now)
+    const progress = {
+      waveIndex,
+      soakedMs: before.soakedMs ?? 0,
+      progressedAtMs: Date.parse(before.progressedAt ?? new Date(this.#clock.now()).toISOString()),
+      reached: (before.fetched ?? 0) + (before.healthy ?? 0),
+    }
+    const reports = reportsOf(effective.revision, regions, regionalGoals.of(goal))
+    const elapsedMs = sinceLast > longestStepMs ? 0 : sinceLast
+    const step = advance({ ...goal.spec.rollout, waves }, progress, { reports, nowMs: this.#clock.now(), elapsedMs })
+    const status: GoalStatus = {
+      ...before,
+      waveIndex: step.progress.waveIndex,
+      wave: `${Math.min(step.progress.waveIndex + 1, waves.length)}/${waves.length}`,
+      soakedMs: Math.round(step.progress.soakedMs),
+      progressedAt: new Date(step.progress.progressedAtMs).toISOString(),
+    }
+    if (step.verdict.is === 'Complete' && !halted)
+      return { status: this.#complete(goal, status), verdict: step.verdict }
+    if (step.verdict.is === 'Failed') await this.#fail(goal, status, step.verdict.message)
+    return { status, verdict: step.verdict }
+  }
+
+  #effectiveTemplate(goal: GoalState, hash: string): Hashed | undefined {
+    const kept = this.#options.revisions.templateOf(goal, hash) ?? specOf(goal)
+    const artifact = this.#artifact(goal, kept.artifactRef.name)
+    const found = artifact && templateOf(artifact, kept.activation)
+    return found?.hash === hash ? found : undefined
+  }
+
+  /** What machines keep on disk beside the effective template, to go back to. */
+  #previous(
+    goal: GoalState,
+    { lastGood, effective }: GoalStatus,
+  ): { template: Hashed['template']; templateHash: string } | undefined {
+    if (!lastGood || lastGood.template === effective?.template) return undefined
+    const found = this.#effectiveTemplate(goal, lastGood.template)
+    return found && { template: found.template, templateHash: found.hash }
+  }
+
+  #complete(goal: GoalState, status: GoalStatus): GoalStatus {
+    const { effective } = status
+    if (!effective || status.lastGood?.revision === effective.revision) return status
+    const note = `${effective.artifact} runs everywhere as revision ${effective.revision}`
+    this.#options.events.record(goal, 'Normal', 'RolledOut', note)
+    const { template, revision, artifact } = effective
+    const now = new Date(this.#clock.now()).toISOString()
+    return {
+      ...status,
+      lastGood: { template, revision, artifact },
+      history: endHistory(status, revision, 'Succeeded', now),
+    }
+  }
+
+  /** Holds the template, so that it is not rolled out again; the next reconcile goes back, or leaves it halted. */
+  async #fail(goal: GoalState, status: GoalStatus, why: string): Promise<void> {
+    const { effective } = status
+    if (!effective || status.rollback) return
+    const { revisions, events, log } = this.#options
+    if (revisions.holdOf(goal, effective.template) !== undefined) return
+    const now = new Date(this.#clock.now()).toISOString()
+    await revisions.putHold(goal, effective.template, why, now)
+    status.history = endHistory(status, effective.revision, 'Failed', now)
+    events.record(goal, 'Warning', 'RolloutFailed', `${effective.artifact}: ${why}`)
+    log.info({ goal: goal.metadata.name, revision: effective.revision, why }, 'rollout failed')
+  }
+
+  async #write(goal: GoalState, status: GoalStatus): Promise<void> {
+    if (isDeepStrictEqual(goal.status, status)) return
+    const object = { metadata: { name: goal.metadata.name, namespace: goal.metadata.namespace }, status }
+    const written = await this.#options.cluster.apply(GoalState, object, { fieldManager, subresource: 'status' })
+    goal.status = GoalState.parse(written).status
+  }
+
+  async #addFinalizer(goal: GoalState): Promise<void> {
+    const { name, namespace, finalizers = [] } = goal.metadata
+    if (finalizers.includes(finalizer)) return
+    const object = { metadata: { name, namespace, finalizers: [finalizer] } }
+    await this.#options.cluster.apply(GoalState, object, { fieldManager: `${fieldManager}-finalizer` })
+  }
+
+  /** Stops managing: regions are told no more, machines go on running what they run. */
+  async #release(goal: GoalState): Promise<undefined> {
+    const { cluster, regionalGoals } = this.#options
+    for (const regional of regionalGoals.of(goal)) await regionalGoals.remove(regional)
+    const { name, namespace, finalizers = [] } = goal.metadata
+    if (!finalizers.includes(finalizer)) return
+    const rest = finalizers.filter((other) => other !== finalizer)
+    await cluster.patch(GoalState, { name, namespace }, { metadata: { finalizers: rest } })
+    return
+  }
+}
+
+const specOf = ({ spec }: GoalState) => ({ artifactRef: spec.artifactRef, activation: spec.activation })

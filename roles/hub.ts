@@ -1,0 +1,222 @@
+import { randomBytes } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { hostname } from 'node:os'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { Artifact } from '../api/artifact.ts'
+import { BuildJob } from '../api/buildJob.ts'
+import { ConfigRepo } from '../api/configRepo.ts'
+import { GoalState, GoalStateRevision } from '../api/goalState.ts'
+import type { Kind, ObjectOf } from '../api/kind.ts'
+import { Pipeline } from '../api/pipeline.ts'
+import { Region } from '../api/region.ts'
+import { RegionalGoalState } from '../api/regionalGoalState.ts'
+import { probeAnswer } from '../api/workerApi.ts'
+import { Replicas } from '../artifacts/replicas.ts'
+import { ArtifactController } from '../controllers/artifact/controller.ts'
+import { BuildJobController } from '../controllers/buildJob/controller.ts'
+import { registerLogRoute } from '../controllers/buildJob/logRoute.ts'
+import { registerWorkerRoutes } from '../controllers/buildJob/routes.ts'
+import { replicatingJobs } from '../controllers/buildJob/target.ts'
+import { configRepoController } from '../controllers/configRepo/controller.ts'
+import { GoalStateController } from '../controllers/goalState/controller.ts'
+import { IndexWriter } from '../controllers/goalState/indexWriter.ts'
+import { RegionalGoals } from '../controllers/goalState/regional.ts'
+import { Revisions } from '../controllers/goalState/revisions.ts'
+import { pipelineController } from '../controllers/pipeline/controller.ts'
+import { registerWebhook } from '../controllers/pipeline/webhook.ts'
+import { RegionController } from '../controllers/region/controller.ts'
+import { RegionDirectory } from '../controllers/region/directory.ts'
+import { registerRegionRoutes } from '../controllers/region/routes.ts'
+import { HealthChecker } from '../queue/healthChecker.ts'
+import { ApiClient } from '../runtime/apiClient.ts'
+import { systemClock as clock } from '../runtime/clock.ts'
+import { Cluster } from '../runtime/cluster.ts'
+import { core } from '../runtime/core.ts'
+import { loadSigningKey } from '../runtime/dsse.ts'
+import { runElected } from '../runtime/elector.ts'
+import { EventRecorder } from '../runtime/events.ts'
+import { TokenReviewer } from '../runtime/identity.ts'
+import type { Logger } from '../runtime/log.ts'
+import { Metrics } from '../runtime/metrics.ts'
+import { Reflector } from '../runtime/reflector.ts'
+import { createServer, listen } from '../runtime/server.ts'
+import { Database } from '../runtime/sql.ts'
+import { address, file, readSettings, spanMs } from './settings.ts'
+
+const settings = {
+  /** Absent: in a pod. */
+  kubeconfig: file.optional(),
+  /** Where this runs: the election's Lease, and the workers' ServiceAccount. */
+  namespace: z.string().default('shoal-system'),
+  buildsDatabaseUrl: z.url(),
+  replicationDatabaseUrl: z.url(),
+  listen: address.default({ host: '0.0.0.0', port: 8443 }),
+  tlsCert: file,
+  tlsKey: file,
+  /** Ed25519, PEM. */
+  signingKey: file,
+  /** How long a worker may be silent before its job goes to another. */
+  lease: spanMs('30s'),
+  /** Between two probes of every worker. */
+  healthInterval: spanMs('5s'),
+  /** A worker silent so long raises an alarm. */
+  alarm: spanMs('30m'),
+  /** How soon an idle worker asks again. */
+  idlePoll: spanMs('1s'),
+  /** Regions grant for 60 s after an index. */
+  indexRenew: spanMs('20s'),
+  electionLease: spanMs('15s'),
+}
+
+/** `shoal hub`: HTTP on every replica, controllers on the one that leads. */
+export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
+  const options = readSettings(settings)
+  const metrics = new Metrics()
+  const signingKey = loadSigningKey(readFileSync(options.signingKey, 'utf8'))
+  await using stack = new AsyncDisposableStack()
+  const cluster = stack.use(Cluster.load({ kubeconfig: options.kubeconfig }))
+  const builds = stack.use(new Database(options.buildsDatabaseUrl))
+  const replication = stack.use(new Database(options.replicationDatabaseUrl))
+  await migrate(builds, 'queue')
+  await migrate(replication, 'artifacts')
+
+  const reflectors: Reflector<{ metadata: { name: string } }>[] = []
+  const reflect = <K extends Kind>(kind: K): Reflector<ObjectOf<K>> => {
+    const parse = (object: unknown) => kind.parse(object) as ObjectOf<K>
+    const reflector = new Reflector<ObjectOf<K>>({ cluster, resource: kind, parse, log })
+    reflectors.push(reflector as unknown as Reflector<{ metadata: { name: string } }>)
+    return reflector
+  }
+  const pipelines = reflect(Pipeline)
+  const buildJobs = reflect(BuildJob)
+  const artifacts = reflect(Artifact)
+  const regions = reflect(Region)
+  const goals = reflect(GoalState)
+  const goalRevisions = reflect(GoalStateRevision)
+  const regionals = reflect(RegionalGoalState)
+  const configRepos = reflect(ConfigRepo)
+
+  const readSecret = async (namespace: string, name: string) => {
+    const secret = await cluster.get<{ data?: Record<string, string> }>(core.Secret, namespace, name)
+    const decode = ([key, value]: [string, string]) => [key, Buffer.from(value, 'base64').toString()]
+    return secret && Object.fromEntries(Object.entries(secret.data ?? {}).map(decode))
+  }
+  const directory = stack.use(new RegionDirectory({ list: () => regions.list(), readSecret }))
+  const replicas = new Replicas(replication)
+  const events = new EventRecorder({ cluster, component: hostname(), log })
+  const pipeline = (key: string) => pipelines.get(key)
+  const common = { cluster, log, metrics, clock, events }
+
+  const buildJobController = new BuildJobController({ ...common, database: builds, buildJobs, pipeline })
+  const queued = () => buildJobController.notify()
+  const artifactController = new ArtifactController({
+    ...common,
+    artifacts,
+    regions: directory,
+    replicas,
+    jobs: replicatingJobs(builds),
+    signingKey,
+  })
+  const regionController = new RegionController({ ...common, regions, directory, replicas, goals: regionals })
+  const index = new IndexWriter({
+    ...common,
+    goals: regionals,
+    regions: () => directory.all().map(({ metadata }) => metadata.name),
+    signingKey,
+    renewMs: options.indexRenew,
+  })
+  regions.onChange((name, region, previous) => region && !previous && index.notify(name))
+  const goalStateController = new GoalStateController({
+    ...common,
+    goals,
+    artifacts,
+    regionals,
+    revisions: new Revisions(cluster, goalRevisions),
+    regionalGoals: new RegionalGoals({ cluster, reflector: regionals, signingKey }),
+    regions: directory,
+    requestReplication: (namespace, name) => artifactController.requestReplication(namespace, name),
+  })
+  goalRevisions.onChange((_key, revision) => {
+    if (revision) goalStateController.notify(`${revision.metadata.namespace}/${revision.spec.goalRef}`)
+  })
+  const controllers = [
+    buildJobController,
+    artifactController,
+    regionController,
+    index,
+    goalStateController,
+    pipelineController({ ...common, database: builds, pipelines, readSecret, onChange: queued }),
+    configRepoController({ ...common, configRepos }),
+    new HealthChecker({
+      ...common,
+      database: builds,
+      leaseMs: options.lease,
+      intervalMs: options.healthInterval,
+      alarmMs: options.alarm,
+      onLost: queued,
+      async probe({ probeUrl, probeSecret }, probeSignal) {
+        await using client = new ApiClient({ baseUrl: probeUrl, token: () => probeSecret })
+        return client.request('GET', '/probe', { schema: probeAnswer, signal: probeSignal })
+      },
+    }),
+  ]
+
+  const running = reflectors.map((reflector) => reflector.run(signal))
+  let synced = false
+  const server = createServer({
+    log,
+    metrics,
+    tls: { certFile: options.tlsCert, keyFile: options.tlsKey },
+    ready: () => (synced ? [] : ['not every kind was listed yet']),
+  })
+  const tokens = new TokenReviewer(cluster, 'shoal-hub')
+  registerWebhook(server, { database: builds, pipeline, readSecret, metrics, onChange: queued })
+  registerWorkerRoutes(server, {
+    database: builds,
+    tokens,
+    namespace: options.namespace,
+    pipeline,
+    regions: directory,
+    readSecret,
+    leaseMs: options.lease,
+    idlePollMs: options.idlePoll,
+    onChange: queued,
+  })
+  registerRegionRoutes(server, {
+    regions: directory,
+    replicas,
+    tokens,
+    onChange: (changed) => artifactController.notify(changed),
+  })
+  registerLogRoute(server, { cluster, database: builds, tokens: new TokenReviewer(cluster, undefined) })
+  const { url } = await listen(server, options.listen)
+  stack.defer(() => server.close())
+  log.info({ url }, 'listening')
+
+  await Promise.race([Promise.all(reflectors.map((reflector) => reflector.synced())), aborted(signal)])
+  synced = true
+  const identity = `${hostname()}-${randomBytes(4).toString('hex')}`
+  const election = {
+    cluster,
+    namespace: options.namespace,
+    name: 'shoal-hub',
+    identity,
+    log,
+    leaseMs: options.electionLease,
+  }
+  await runElected(
+    election,
+    async (leading) => {
+      await Promise.all(controllers.map((controller) => controller.run(leading)))
+    },
+    signal,
+  )
+  await Promise.all(running)
+}
+
+const migrate = (database: Database, folder: string) =>
+  database.migrate(join(import.meta.dirname, '..', folder, 'migrations'))
+
+const aborted = (signal: AbortSignal) =>
+  new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
