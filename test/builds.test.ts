@@ -77,7 +77,7 @@ test('a wrong signature and an unknown pipeline get the same 401, and touch noth
     assert.is(wrong.status, 401)
     assert.equal(unknown, wrong)
     const metrics = await (await request(`${hub.url}/metrics`, { dispatcher })).body.text()
-    assert.match(metrics, /^shoal_webhook\w*total\{[^}]*\} [1-9]/m)
+    assert.match(metrics, /^shoal_webhook_refused_total [1-9]/m)
     assert.equal(await jobs(), before)
     await dispatcher.destroy()
   }))

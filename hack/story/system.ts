@@ -9,12 +9,13 @@ import { Cluster } from '../../runtime/cluster.ts'
 import { generateSigningKey } from '../../runtime/dsse.ts'
 import type { ApiServer } from '../parts/apiServer.ts'
 import type { DatabaseServer } from '../parts/database.ts'
-import { freePort, type Program } from '../parts/process.ts'
+import { freePort, type Program, until } from '../parts/process.ts'
 import { findProgram, kubernetesPrograms } from '../parts/programs.ts'
 import type { StoreServer } from '../parts/store.ts'
 import { hubNamespace, makeTenant, putSecret, regionAccess } from './access.ts'
 import { enrolMachine, machinesDir } from './enrolment.ts'
-import { configRepo, pipeline } from './objects.ts'
+import { isTrue } from './kube.ts'
+import { appName, configRepo, pipeline } from './objects.ts'
 import { allOf, bucket, type Parts, startParts } from './parts.ts'
 import { endDemoProcesses, marker } from './processes.ts'
 import type { Progress } from './progress.ts'
@@ -177,6 +178,10 @@ class Assembly {
     await using cluster = Cluster.load({ kubeconfig: hubServer.kubeconfigFile })
     await cluster.apply(Pipeline, pipeline(state), { fieldManager: 'demo' })
     await cluster.apply(ConfigRepo, configRepo(state), { fieldManager: 'demo' })
+    // From now on the hub knows the webhook's secret.
+    await until('the pipeline is ready', async () =>
+      isTrue(Pipeline.parse(await cluster.get(Pipeline, namespace, appName)), 'Ready'),
+    )
     return state
   }
 
