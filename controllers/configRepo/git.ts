@@ -5,8 +5,8 @@
  * The repository is read from git's object store, never from a work tree: a symlink, a filter or a submodule in it
  * is then only an entry that is passed over, and can't make us read or run anything.
  */
-import { spawn } from 'node:child_process'
-import { ShoalError, Stalled, Transient } from '../../api/errors.ts'
+import { Stalled, Transient } from '../../api/errors.ts'
+import { runGit } from '../../runtime/git.ts'
 
 export interface Remote {
   url: string
@@ -24,12 +24,11 @@ export interface SourceFile {
 const maxFileBytes = 1 << 20
 const maxTotalBytes = 16 << 20
 const maxFiles = 1000
-const maxListBytes = 8 << 20
 
 /** The commit at the tip of the branch. Throws `SourceUnreachable`, or Stalled `ConfigRepoInvalid` without such a branch. */
 export async function branchTip(remote: Remote, signal: AbortSignal): Promise<string> {
   const ref = `refs/heads/${remote.branch}`
-  const answer = await git(['ls-remote', '--', remote.url, ref], { remote, signal })
+  const answer = await runGit(['ls-remote', '--', remote.url, ref], { credentials: remote, signal })
   const commit = /^([0-9a-f]{40})\t/m.exec(answer.toString())?.[1]
   if (commit === undefined) throw new Stalled('ConfigRepoInvalid', `${remote.url} has no branch ${remote.branch}`)
   return commit
@@ -38,10 +37,10 @@ export async function branchTip(remote: Remote, signal: AbortSignal): Promise<st
 /** Fetches one commit of the branch, without history, into the empty folder `dir` as a bare repository. */
 export async function fetchCommit(remote: Remote, commit: string, into: { dir: string; signal: AbortSignal }) {
   const { dir, signal } = into
-  await git(['init', '--quiet', '--bare', dir], { signal })
+  await runGit(['init', '--quiet', '--bare', dir], { signal })
   const fetch = ['fetch', '--quiet', '--depth=1', '--no-tags', '--no-recurse-submodules', '--', remote.url]
-  await git([...fetch, `refs/heads/${remote.branch}`], { remote, signal, dir })
-  const fetched = (await git(['rev-parse', 'FETCH_HEAD'], { signal, dir })).toString().trim()
+  await runGit([...fetch, `refs/heads/${remote.branch}`], { credentials: remote, signal, dir })
+  const fetched = (await runGit(['rev-parse', 'FETCH_HEAD'], { signal, dir })).toString().trim()
   if (fetched !== commit) throw new Transient('SourceUnreachable', `${remote.branch} moved on while it was fetched`)
 }
 
@@ -51,10 +50,10 @@ export async function yamlFiles(commit: string, from: { dir: string; path: strin
   const folder = path.split('/').filter((part) => part !== '' && part !== '.')
   if (folder.includes('..')) throw new Stalled('ConfigRepoInvalid', `path ${path} points outside the repository`)
   const tree = `${commit}:${folder.join('/')}`
-  const kind = await git(['cat-file', '-t', tree], { signal, dir }).catch(() => undefined)
+  const kind = await runGit(['cat-file', '-t', tree], { signal, dir }).catch(() => undefined)
   if (kind?.toString().trim() !== 'tree')
     throw new Stalled('ConfigRepoInvalid', `path ${path} is no folder of the repository`)
-  const list = (await git(['ls-tree', '-r', '-z', '-l', tree], { signal, dir })).toString()
+  const list = (await runGit(['ls-tree', '-r', '-z', '-l', tree], { signal, dir })).toString()
   const found: { path: string; id: string }[] = []
   let totalBytes = 0
   for (const [, mode, id, size, name] of list.matchAll(/(\d+) \w+ ([0-9a-f]+) +([\d-]+)\t([^\0]+)\0/g)) {
@@ -70,66 +69,7 @@ export async function yamlFiles(commit: string, from: { dir: string; path: strin
     throw new Stalled('ConfigRepoInvalid', `the YAML files under ${path} are larger than ${maxTotalBytes} bytes`)
   const files: SourceFile[] = []
   for (const { path, id } of found) {
-    files.push({ path, text: (await git(['cat-file', 'blob', id], { signal, dir })).toString() })
+    files.push({ path, text: (await runGit(['cat-file', 'blob', id], { signal, dir })).toString() })
   }
   return files.sort((a, b) => (a.path < b.path ? -1 : 1))
 }
-
-interface Run {
-  remote?: Remote
-  dir?: string
-  signal: AbortSignal
-}
-
-// Credentials go by environment to an inline helper: they are on no command line and in no file.
-const credentialHelper =
-  '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$SHOAL_GIT_USERNAME" "$SHOAL_GIT_PASSWORD"; }; f'
-
-function git(args: string[], { remote, dir, signal }: Run): Promise<Buffer> {
-  const credentials = remote?.password === undefined ? [] : ['-c', `credential.helper=${credentialHelper}`]
-  const child = spawn('git', ['-c', 'credential.helper=', ...credentials, ...args], {
-    cwd: dir,
-    signal,
-    killSignal: 'SIGKILL',
-    stdio: ['ignore', 'pipe', 'pipe'],
-    env: {
-      PATH: process.env.PATH,
-      HOME: '/nonexistent',
-      LC_ALL: 'C',
-      GIT_CONFIG_NOSYSTEM: '1',
-      GIT_CONFIG_GLOBAL: '/dev/null',
-      GIT_TERMINAL_PROMPT: '0',
-      GIT_ALLOW_PROTOCOL: 'file:git:http:https:ssh',
-      GIT_SSH_COMMAND: 'ssh -o BatchMode=yes',
-      SHOAL_GIT_USERNAME: remote?.username,
-      SHOAL_GIT_PASSWORD: remote?.password,
-    },
-  })
-  return new Promise((resolve, reject) => {
-    const out: Buffer[] = []
-    let outBytes = 0
-    let complaint = ''
-    child.stdout.on('data', (chunk: Buffer) => {
-      outBytes += chunk.length
-      if (outBytes <= maxListBytes) out.push(chunk)
-      else child.kill('SIGKILL')
-    })
-    child.stderr.on('data', (chunk: Buffer) => {
-      complaint = (complaint + chunk.toString()).slice(-2000)
-    })
-    child.on('error', (cause) =>
-      reject(
-        signal.aborted
-          ? new Transient('Timeout', `git ${args[0]} took too long`, { cause })
-          : new ShoalError('ConfigInvalid', 'git can’t be run', { cause }),
-      ),
-    )
-    child.on('close', (code) => {
-      if (code === 0) resolve(Buffer.concat(out))
-      else if (outBytes > maxListBytes) reject(new Stalled('ConfigRepoInvalid', 'the repository lists too many files'))
-      else reject(new Transient('SourceUnreachable', `git ${args[0]}: ${lastLine(complaint)}`))
-    })
-  })
-}
-
-const lastLine = (text: string) => text.trim().split('\n').at(-1) ?? 'failed'
