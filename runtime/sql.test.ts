@@ -1,4 +1,6 @@
+import { once } from 'node:events'
 import { mkdir, writeFile } from 'node:fs/promises'
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -6,7 +8,7 @@ import { ShoalError, Transient } from '../api/errors.ts'
 import { startDatabase } from '../hack/parts/database.ts'
 import { temporaryDir, until } from '../hack/parts/process.ts'
 import { statements, unsupported } from './migrations.ts'
-import { Database } from './sql.ts'
+import { Database, type Sql } from './sql.ts'
 
 const test = suite('sql')
 const server = await startDatabase()
@@ -136,6 +138,73 @@ testOfFaults('a statement that gets no answer fails in time, and the next one ha
   }
   const [row] = await impatient.query<{ three: number }>('SELECT 3 AS three')
   assert.is(row?.three, 3)
+})
+
+/** A line to the database that can go dead, or break once a text went through. */
+async function faultyLine() {
+  const target = new URL(url)
+  const lines = new Set<{ near: Socket; dead: boolean }>()
+  /** With the byte that says a statement follows: READ COMMITTED has the word too. */
+  const faults = { breakAfter: undefined as string | undefined }
+  const tcp = createServer((near) => {
+    const line = { near, dead: false }
+    lines.add(line)
+    const far = connect(Number(target.port), target.hostname)
+    far.on('data', (chunk) => line.dead || near.write(chunk))
+    near.on('data', (chunk) => {
+      if (line.dead) return
+      far.write(chunk)
+      if (faults.breakAfter === undefined || !chunk.includes(faults.breakAfter)) return
+      faults.breakAfter = undefined
+      line.dead = true
+      // Not before the server has done what it was told.
+      far.once('data', () => near.destroy())
+    })
+    for (const socket of [near, far]) socket.on('error', () => undefined)
+    near.on('close', () => far.destroy())
+  })
+  tcp.listen(0, '127.0.0.1')
+  await once(tcp, 'listening')
+  const through = new URL(url)
+  through.host = `127.0.0.1:${(tcp.address() as AddressInfo).port}`
+  const database = new Database(through.href, { connectionLimit: 1, timeoutMs: 300 })
+  return {
+    database,
+    faults,
+    goDead() {
+      for (const line of lines) line.dead = true
+    },
+    async [Symbol.asyncDispose]() {
+      await database[Symbol.asyncDispose]()
+      tcp.close()
+      for (const { near } of lines) near.destroy()
+    },
+  }
+}
+
+test('a connection that went dead fails one statement, not the next', async () => {
+  await using line = await faultyLine()
+  await line.database.query('SELECT 1')
+  line.goDead()
+  await rejects(line.database.query('SELECT 2'), code('Unavailable'))
+  assert.equal(await line.database.query('SELECT 3 AS three'), [{ three: 3 }])
+})
+
+test('when the answer to COMMIT is lost, only work said to be idempotent is run again', async () => {
+  await using line = await faultyLine()
+  let runs = 0
+  const add = async (tx: Sql) => {
+    runs++
+    await tx.execute('UPDATE account SET balance = balance + 1 WHERE id = 1')
+  }
+  const balance = async () =>
+    (await sql.query<{ balance: number }>('SELECT balance FROM account WHERE id = 1'))[0]?.balance
+  line.faults.breakAfter = '\x03COMMIT'
+  await rejects(line.database.transaction(add), code('Unavailable'))
+  assert.equal([runs, await balance()], [1, 101], 'it was committed all the same')
+  line.faults.breakAfter = '\x03COMMIT'
+  await line.database.transaction(add, { idempotent: true })
+  assert.equal([runs, await balance()], [3, 103])
 })
 
 testOfFaults('a server that is gone is Unavailable, and is used again when it is back', async () => {
