@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
-import { type FileHandle, mkdir, open, readdir, readlink } from 'node:fs/promises'
+import { type FileHandle, mkdir, open, readdir, readFile, readlink } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { basename, dirname, join } from 'node:path'
 import { z } from 'zod'
@@ -59,7 +59,10 @@ export class PlaceClient {
     for (;;) {
       const started = await this.status()
       if (started) return started
-      if (performance.now() > deadline) throw new Transient('Unavailable', `no supervisor for ${basename(this.dir)}`)
+      if (performance.now() > deadline) {
+        const said = await readFile(join(this.dir, placeFiles.control, placeFiles.startLog), 'utf8').catch(() => '')
+        throw new Transient('Unavailable', `no supervisor for ${basename(this.dir)}: ${said.trim().slice(-500)}`)
+      }
       await new Promise((resolve) => setTimeout(resolve, 50))
     }
   }

@@ -1,20 +1,28 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { closeSync, openSync } from 'node:fs'
 import { join } from 'node:path'
 import { hostRuntime } from './hostRuntime.ts'
 import type { StartSupervisor } from './place.ts'
+import { placeFiles } from './supervisor/protocol.ts'
 
 const sources = join(import.meta.dirname, 'supervisor')
 
 /** Starts supervisors beside the agent, in sessions of their own. */
 export const startBeside: StartSupervisor = async (placeDir) => {
-  const child = spawn(process.execPath, [join(sources, 'main.ts'), placeDir], {
-    detached: true,
-    stdio: 'ignore',
-    cwd: '/',
-  })
-  await once(child, 'spawn')
-  child.unref()
+  await startDetached([process.execPath, join(sources, 'main.ts'), placeDir], placeDir)
+}
+
+/** What it says before it has a log of its own goes to `start.log`: a file, for it outlives us. */
+async function startDetached([program = '', ...args]: string[], placeDir: string): Promise<void> {
+  const log = openSync(join(placeDir, placeFiles.control, placeFiles.startLog), 'w', 0o600)
+  try {
+    const child = spawn(program, args, { detached: true, stdio: ['ignore', log, log], cwd: '/' })
+    await once(child, 'spawn')
+    child.unref()
+  } finally {
+    closeSync(log)
+  }
 }
 
 /**
@@ -47,9 +55,7 @@ export function startOnHost(dataDir: string): StartSupervisor {
       runtime = undefined
       throw error
     })
-    const enter = ['-t', '1', '-m', '-u', '-i', '-n', '-C', '-F', '--', '/bin/sh', '-c', leavePod, 'sh']
-    const child = spawn('nsenter', [...enter, ...command, placeDir], { detached: true, stdio: 'ignore', cwd: '/' })
-    await once(child, 'spawn')
-    child.unref()
+    const enter = ['nsenter', '-t', '1', '-m', '-u', '-i', '-n', '-C', '-F', '--']
+    await startDetached([...enter, '/bin/sh', '-c', leavePod, 'sh', ...command, placeDir], placeDir)
   }
 }

@@ -69,4 +69,5 @@ export const placeFiles = {
   socket: 'socket',
   state: 'place.json',
   lock: 'lock',
+  startLog: 'start.log',
 } as const
