@@ -1,0 +1,104 @@
+import { spawn } from 'node:child_process'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { setTimeout as delay } from 'node:timers/promises'
+import { Transient } from '../api/errors.ts'
+
+/** A build's processes: by the uid that only they have, else by what their start left in them. */
+export interface BuildProcesses {
+  /** Root's workers have one per build slot; never 0. */
+  uid?: number | undefined
+  /** The process group of the build's first process. */
+  group?: number | undefined
+  /** The build's HOME, below which nobody else works. */
+  home: string
+}
+
+const patienceMs = 10_000
+
+/** Kills every process of a build until there is none. Throws Transient `Timeout` when some can't be killed. */
+export async function killBuild(build: BuildProcesses): Promise<void> {
+  const began = performance.now()
+  if (build.group !== undefined) kill(-build.group)
+  for (let round = 0; ; round++) {
+    const pids = processesOf(build)
+    if (pids.length === 0) return
+    for (const pid of pids) kill(pid)
+    // Processes that fork faster than we look are killed in one go, by the kernel.
+    if (round > 0 && build.uid !== undefined) await killAllOf(build.uid)
+    if (performance.now() - began > patienceMs)
+      throw new Transient('Timeout', `${pids.length} processes of the build can’t be killed`)
+    await delay(Math.min(5 * 2 ** round, 200))
+  }
+}
+
+/** The living processes of a build. Zombies are none: they wait for their parent, and run nothing. */
+export function processesOf(build: BuildProcesses): number[] {
+  const belongs = build.uid === undefined ? startedBy(build.home) : ownedBy(build.uid)
+  return readdirSync('/proc')
+    .filter((entry) => /^\d+$/.test(entry))
+    .map(Number)
+    .filter((pid) => pid !== process.pid && belongs(pid) && isAlive(pid))
+}
+
+/** By real uid, so that programs which change the effective one are found too. */
+const ownedBy = (uid: number) => (pid: number) =>
+  new RegExp(`^Uid:\\t(${uid}\\t|.*\\t${uid}\\t)`, 'm').test(read(`/proc/${pid}/status`))
+
+/** Without a uid of its own, a process that left the group still has the environment or the folder it began with. */
+const startedBy = (home: string) => (pid: number) =>
+  read(`/proc/${pid}/environ`).split('\0').includes(`HOME=${home}`) || folderOf(pid).startsWith(`${home}/`)
+
+const isAlive = (pid: number) => /^State:\t[^ZX]/m.test(read(`/proc/${pid}/status`))
+
+/** kill(-1) as that user: one system call that no fork comes between. */
+function killAllOf(uid: number): Promise<void> {
+  if (!(uid > 0)) throw new RangeError(`not a uid for builds: ${uid}`)
+  return new Promise((resolve) => {
+    const child = spawn('/bin/sh', ['-c', 'kill -KILL -1'], { uid, gid: uid, cwd: '/', stdio: 'ignore', env: {} })
+    child.once('error', () => resolve())
+    child.once('exit', () => resolve())
+  })
+}
+
+/**
+ * Ends the build if this process dies before it: a shell, as the build's user, whose input ends when we do. Killed with
+ * the build's other processes.
+ */
+export function endWithUs({ uid, group, home }: BuildProcesses): void {
+  const target = uid === undefined ? `-${group}` : '-1'
+  if (uid === undefined ? group === undefined : !(uid > 0)) return
+  const child = spawn('/bin/sh', ['-c', 'read _; kill -KILL -- "$1"', 'sh', target], {
+    ...(uid !== undefined && { uid, gid: uid }),
+    cwd: '/',
+    detached: true,
+    stdio: ['pipe', 'ignore', 'ignore'],
+    env: { HOME: home },
+  })
+  child.on('error', () => undefined)
+  child.stdin?.on('error', () => undefined)
+  child.unref()
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+  }
+}
+
+function read(path: string): string {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    return ''
+  }
+}
+
+function folderOf(pid: number): string {
+  try {
+    return readlinkSync(`/proc/${pid}/cwd`)
+  } catch {
+    return ''
+  }
+}
