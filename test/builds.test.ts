@@ -1,5 +1,8 @@
+import { execFile } from 'node:child_process'
 import { createHmac } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { Agent, request } from 'undici'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -7,6 +10,7 @@ import { BuildJob } from '../api/buildJob.ts'
 import { addPipeline, ended, outcome } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
+const run = promisify(execFile)
 const test = suite('builds on the whole system')
 let up: TestSystem
 
@@ -47,11 +51,20 @@ test('a commit that does not exist ends the job with CommitNotFound', () =>
     assert.is(outcome(await ended(up, 'by-hand'))?.reason, 'CommitNotFound')
   }))
 
-test('a build that prints 100 MB succeeds', () =>
+test('a build that prints 100 MB succeeds, and its log is cut to head and tail with a mark', () =>
   up.explain(async () => {
     const pipeline = await addPipeline(up, 'loud')
     const { job } = await pipeline.push('mkdir out; echo 1 >out/a; yes 0123456789abcdef | head -c 100000000')
     assert.is((await ended(up, job, 90_000)).status?.phase, 'Succeeded')
+    const { kubeconfig, namespace, hub } = up.system.state
+    const main = join(import.meta.dirname, '../main.ts')
+    const { stdout } = await run(process.execPath, [main, 'logs', job, '--namespace', namespace, '--hub', hub.url], {
+      env: { PATH: process.env.PATH, KUBECONFIG: kubeconfig, SHOAL_HUB_CA: hub.ca },
+      maxBuffer: 64 << 20,
+    })
+    assert.ok(stdout.length > 1000 && stdout.length < 20_000_000, `the kept log has ${stdout.length} bytes`)
+    assert.match(stdout, /left out|cut|omitted/)
+    assert.match(stdout, /^0123456789abcdef$/m)
   }))
 
 test('a wrong signature and an unknown pipeline get the same 401, and touch nothing', () =>

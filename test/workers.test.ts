@@ -4,10 +4,14 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Artifact } from '../api/artifact.ts'
+import type { JobClaim } from '../api/workerApi.ts'
 import { type TemporaryDir, temporaryDir, until } from '../hack/parts/process.ts'
+import { ApiClient } from '../runtime/apiClient.ts'
+import { Database } from '../runtime/sql.ts'
 import { addPipeline, ended } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
+// timeout: 300 s
 const test = suite('lost workers')
 let up: TestSystem
 let shared: TemporaryDir
@@ -15,7 +19,7 @@ let shared: TemporaryDir
 test.before(async () => {
   shared = await temporaryDir('shoal-builds')
   await chmod(shared.path, 0o777)
-  up = await bringUp({}, { settings: { hub: { LEASE: '6s', HEARTBEAT: '1s' } } })
+  up = await bringUp({}, { settings: { hub: { LEASE: '6s', HEALTH_INTERVAL: '1s' } } })
 })
 test.after(async () => {
   await up[Symbol.asyncDispose]()
@@ -53,6 +57,25 @@ function building(): string[] {
   return workers.map(({ name }) => name).filter((name) => folders.some((at) => at.startsWith(`${join(dir, name)}/`)))
 }
 
+/** The claim that is the latest now, as its worker knows it. */
+async function leaseOf(job: string): Promise<JobClaim> {
+  await using database = new Database(up.system.database.url('builds'))
+  const [row] = await database.query<JobClaim>(
+    'SELECT job.id AS jobId, lease.token FROM job JOIN lease ON lease.job_id = job.id WHERE job.name = ?',
+    [job],
+  )
+  assert.ok(row)
+  return row
+}
+
+/** Tells the hub, as a worker, that the job of this claim is built. */
+async function finish(claim: JobClaim) {
+  const { hub } = up.system.state
+  const token = await up.system.hubServer.serviceAccountToken('shoal-system', 'shoal-worker', ['shoal-hub'])
+  await using client = new ApiClient({ baseUrl: hub.url, ca: await readFile(hub.ca, 'utf8'), token: () => token })
+  await client.request('POST', '/v1/worker/finish', { body: { ...claim, outcome: { result: 'Built' } } })
+}
+
 const artifactsOf = async (pipeline: string) =>
   (await up.kube.cluster.list<Artifact>(Artifact, { namespace: up.system.state.namespace })).items.filter(
     (it) => it.spec.pipelineRef === pipeline,
@@ -78,10 +101,13 @@ test('a frozen worker stops by itself when it goes on, and its finish is refused
     await build.begun(1)
     const [name = ''] = building()
     const frozen = up.system.programs.get(name)
+    const old = await leaseOf(build.job)
     frozen?.signal('SIGSTOP')
     await build.begun(2)
     frozen?.signal('SIGCONT')
     await until('the frozen worker builds no more', () => !building().includes(name), { timeoutMs: 15_000 })
+    const replayed = await finish(old).catch((error: { code?: string }) => error.code)
+    assert.is(replayed, 'Fenced')
     await build.go()
     const job = await ended(up, build.job)
     assert.is(job.status?.phase, 'Succeeded')
