@@ -25,7 +25,7 @@ import { SwarmNode } from '../swarm/node.ts'
 import { stopPlaces } from './stopPlaces.ts'
 
 export { until }
-export const region = 'eu-west'
+const region = 'eu-west'
 const quiet = { debug() {}, info() {}, error() {} }
 const swarmKey = randomBytes(32)
 

@@ -226,7 +226,7 @@ export class Place {
     const again = this.#state.accepted?.template === run.template && !this.#state.journal
     this.#observe(run, again ? Math.min(run.minHealthyMs, healthyAgainMs) : run.minHealthyMs)
     await this.#trySave({ ...this.#state, application: { id: application.id, template: run.template } })
-    this.#log('started', { template: run.template, pid: application.id.pid })
+    this.#log('started', { template: run.template, applicationPid: application.id.pid })
   }
 
   async #stop(run: Run): Promise<void> {
