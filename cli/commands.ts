@@ -1,10 +1,12 @@
 /** cli/: the commands of `shoal` for people. Roles are added by main.ts. Each file adds one command to the program. */
 import type { Command } from 'commander'
+import { addEnroll } from './enroll.ts'
 import { addKeys } from './keys.ts'
 import { addLogs } from './logs.ts'
 
 /** Adds every command to the program. */
 export function addCommands(program: Command): void {
+  addEnroll(program)
   addKeys(program)
   addLogs(program)
 }

@@ -4,7 +4,9 @@ import { mkdir, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import type { Enrolment } from '../../api/fleetApi.ts'
+import { enrolMachine } from '../../fleet/machines.ts'
 import { generateSigningKey } from '../../runtime/dsse.ts'
+import { Database } from '../../runtime/sql.ts'
 
 /**
  * Where the machines of the demo in `dir` keep their disks: below it, or, when another user (the one that applications
@@ -23,14 +25,17 @@ export function machinesDir(dir: string): string {
 interface Enrolling {
   databaseUrl: string
   dataDir: string
-  enrolment: Omit<Enrolment, 'key'>
+  enrolment: Omit<Enrolment, 'key'> & { machine: string }
 }
 
 /** Gives a machine its key and the region the key's public half; returns the enrolment file. */
-export async function enrolMachine({ dataDir, enrolment }: Enrolling): Promise<string> {
+export async function enrol({ databaseUrl, dataDir, enrolment }: Enrolling): Promise<string> {
   await mkdir(dataDir, { recursive: true, mode: 0o755 })
   const path = join(dataDir, 'enrolment.json')
-  const { privateKeyPem } = generateSigningKey()
+  const { privateKeyPem, publicKeyPem } = generateSigningKey()
+  const { machine, labels, namespaces } = enrolment
+  await using database = new Database(databaseUrl, { connectionLimit: 1 })
+  await enrolMachine(database, { name: machine, publicKey: publicKeyPem, labels, namespaces })
   await writeFile(path, JSON.stringify({ ...enrolment, key: privateKeyPem }), { mode: 0o600 })
   return path
 }

@@ -13,7 +13,7 @@ import { freePort, type Program, until } from '../parts/process.ts'
 import { findProgram, kubernetesPrograms } from '../parts/programs.ts'
 import type { StoreServer } from '../parts/store.ts'
 import { hubNamespace, makeTenant, putSecret, regionAccess } from './access.ts'
-import { enrolMachine, machinesDir } from './enrolment.ts'
+import { enrol, machinesDir } from './enrolment.ts'
 import { isTrue } from './kube.ts'
 import { appName, configRepo, pipeline } from './objects.ts'
 import { allOf, bucket, type Parts, startParts } from './parts.ts'
@@ -30,7 +30,7 @@ export interface SystemOptions {
   progress: Progress
   /** Regions with an API server of their own; all others share the hub's. */
   ownServers?: string[]
-  /** More settings for a role, as HEARTBEAT: '1s'. */
+  /** More settings for a role, as LEASE: '6s'. */
   settings?: Partial<Record<RoleOptions['role'], Record<string, string>>>
 }
 
@@ -292,7 +292,7 @@ class Assembly {
       const name = `${region.name}-${n + 1}`
       const dataDir = join(machinesDir(this.#options.dir), name)
       const [port, swarm, listen] = await allOf([freePort(), freePort(), freeAddress()])
-      const enrolmentFile = await enrolMachine({
+      const enrolmentFile = await enrol({
         databaseUrl: region.databaseUrl,
         dataDir,
         enrolment: {
