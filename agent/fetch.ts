@@ -57,10 +57,6 @@ export class ReleaseFetch {
     return this.complete ? this.artifact.sizeBytes : (this.#swarm?.have().bytes ?? 0)
   }
 
-  stats() {
-    return this.#swarm?.stats()
-  }
-
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort()
     await this.#running

@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { chmod, cp, mkdir, readFile, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { type Activation, activation } from '../api/activation.ts'
 import { parseDescriptor } from '../api/descriptor.ts'
 import {
@@ -25,6 +26,7 @@ import { SwarmNode } from '../swarm/node.ts'
 import { stopPlaces } from './stopPlaces.ts'
 
 export { until }
+
 const region = 'eu-west'
 const quiet = { debug() {}, info() {}, error() {} }
 const swarmKey = randomBytes(32)
@@ -271,7 +273,7 @@ export class TestMachine implements AsyncDisposable {
       timings: { retryMs: 200, retryMaxMs: 500 },
       ...options,
     }
-    const file = join(import.meta.dirname, 'testProcess.ts')
+    const file = fileURLToPath(import.meta.resolve('./testProcess.ts'))
     this.agent = startProgram(process.execPath, [file, JSON.stringify(given)], {
       name: this.name,
       logFile: join(this.dir, 'agent.log'),

@@ -114,6 +114,7 @@ export class Machine implements AsyncDisposable {
   async #fetchWhatIsNamed(): Promise<void> {
     const { goals, metrics, clock, log, node, address, fleet } = this.#o
     metrics.gauge('agent_goals', 'Goals held.').set(goals.accepted.length)
+    metrics.gauge('agent_releases_seeded', 'Whole releases given to peers.').set(this.#seeded())
     const named = new Set<string>()
     for (const goal of goals.accepted) {
       for (const { artifact } of [goal.template, ...(goal.previous ? [goal.previous.template] : [])]) {
@@ -205,6 +206,10 @@ export class Machine implements AsyncDisposable {
       fetchedBytes: effective?.fetchedBytes ?? 0,
       problem: effective?.complete ? undefined : effective?.problem,
     }
+  }
+
+  #seeded(): number {
+    return [...this.#fetches.values()].filter((fetch) => fetch.complete).length
   }
 
   #place(goal: GoalPayload): PlaceClient {

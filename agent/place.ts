@@ -10,7 +10,7 @@ import { readJson, syncFolder, writeDurably } from './supervisor/durable.ts'
 import { type Answer, type Command, type PlaceStatus, placeFiles } from './supervisor/protocol.ts'
 
 const answerTimeoutMs = 10_000
-const startTimeoutMs = 15_000
+const startTimeoutMs = 30_000
 
 /** Starts a supervisor for a place's folder, outliving us. */
 export type StartSupervisor = (placeDir: string) => Promise<void>
