@@ -169,6 +169,29 @@ test('leading that fails is begun again', async () => {
   assert.is(times, 3)
 })
 
+test('who is stopped while it acquires the lease does not lead, and lets go of it', async () => {
+  await using at = election()
+  const stop = new AbortController()
+  await using proxy = await FaultyProxy.start(api)
+  await using cluster = Cluster.load({ kubeconfig: proxy.kubeconfigFile })
+  proxy.refuse = (line) => {
+    if (line.startsWith('POST')) stop.abort()
+    return undefined
+  }
+  let led = false
+  const lead = async () => {
+    led = true
+  }
+  await runElected(
+    { cluster, namespace: 'elections', name: at.name, identity: 'a', log, ...timings },
+    lead,
+    stop.signal,
+  )
+  assert.equal([led, proxy.count('POST')], [false, 1])
+  const lease = await admin.get<{ spec: { holderIdentity: string } }>(core.Lease, 'elections', at.name)
+  assert.is(lease?.spec.holderIdentity, '')
+})
+
 test('of ten that come and go and are cut off, never two lead', async () => {
   await using at = election()
   const joined = await Promise.all(Array.from({ length: 10 }, (_, i) => at.join(`c${i}`)))

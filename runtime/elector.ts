@@ -72,7 +72,8 @@ export async function runElected(
       log.debug({ err: error }, 'election: lease not reached')
       return undefined
     })
-    if (acquiredAt !== undefined) {
+    if (acquiredAt !== undefined && signal.aborted) await letGo()
+    else if (acquiredAt !== undefined) {
       log.info({ lease: options.name }, 'leading')
       await leadWhileHeld(acquiredAt)
       log.info({ lease: options.name }, 'not leading')
@@ -104,10 +105,14 @@ export async function runElected(
         return
       }
     }
-    // So that the next one need not wait for the lease to end; if the API server doesn't answer, it will.
+    await letGo()
+  }
+
+  /** So that the next one need not wait for the lease to end; if the API server doesn't answer, it will. */
+  async function letGo(): Promise<void> {
     const released = new AbortController()
-    const letGo = release(options, leaseMs).catch(() => undefined)
-    await Promise.race([letGo, clock.sleep(retryMs, released.signal).catch(() => undefined)])
+    const releasing = release(options, leaseMs).catch(() => undefined)
+    await Promise.race([releasing, clock.sleep(retryMs, released.signal).catch(() => undefined)])
     released.abort()
   }
 
