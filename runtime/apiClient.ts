@@ -18,6 +18,8 @@ export interface ApiClientOptions {
   baseUrl: string
   /** PEM; the only authority trusted, where given. */
   ca?: string | undefined
+  /** PEM; the only certificate accepted, whatever name it bears: for replicas that share one. */
+  pinned?: string | undefined
   /** The bearer token, asked for each request. */
   token?: (() => string | Promise<string>) | undefined
   timeoutMs?: number
@@ -29,6 +31,10 @@ interface RequestOptions<T> {
   timeoutMs?: number
   signal?: AbortSignal | undefined
 }
+
+/** A certificate that is trusted by itself needs neither its issuer nor the right name. */
+const pinnedTo = (ca: string | undefined) =>
+  ca === undefined ? {} : { ca, allowPartialTrustChain: true, checkServerIdentity: () => undefined }
 
 const errorBody = z.object({ code: z.string(), message: z.string() })
 /** Refusals that may pass: a credential not known yet, a change at the same time, a copy being made again. */
@@ -43,7 +49,7 @@ export class ApiClient implements AsyncDisposable {
   constructor(options: ApiClientOptions) {
     this.#options = options
     this.#agent = new Agent({
-      connect: { timeout: 5000, ...(options.ca !== undefined && { ca: options.ca }) },
+      connect: { timeout: 5000, ...(options.ca !== undefined && { ca: options.ca }), ...pinnedTo(options.pinned) },
       keepAliveTimeout: 30_000,
       connections: 16,
     })
