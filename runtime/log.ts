@@ -4,13 +4,17 @@ export type { Logger }
 
 /** JSON lines on standard output, with the role in each. */
 export const createLogger = (role: string, level = 'info'): Logger =>
-  pino({
-    level,
-    base: { role },
-    timestamp: pino.stdTimeFunctions.isoTime,
-    formatters: { level: (label) => ({ level: label }) },
-    serializers: { err: withoutContents },
-  })
+  pino(
+    {
+      level,
+      base: { role },
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: (label) => ({ level: label }) },
+      serializers: { err: withoutContents },
+    },
+    // pino's default writes later: the last lines of a process that exits came out of order.
+    pino.destination({ dest: 1, sync: true }),
+  )
 
 /**
  * What an error is and where it happened. Drivers hang more on theirs: the SQL with its values, the request with its

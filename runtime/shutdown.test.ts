@@ -23,7 +23,7 @@ async function run(body: string, signals: NodeJS.Signals[] = []): Promise<{ code
       if (signal) child.kill(signal)
     }
   })
-  const [code] = (await once(child, 'exit')) as [number | null]
+  const [code] = (await once(child, 'close')) as [number | null]
   return { code, lines: output.trim().split('\n') }
 }
 
