@@ -33,7 +33,7 @@ export interface ReflectorOptions<T> {
 export type ChangeHandler<T> = (key: string, object: T | undefined, previous: T | undefined) => void
 
 /** `namespace/name`, or the name of what has no namespace. */
-export const keyOf = ({ metadata }: Named): string =>
+const keyOf = ({ metadata }: Named): string =>
   metadata.namespace === undefined ? metadata.name : `${metadata.namespace}/${metadata.name}`
 
 /**
