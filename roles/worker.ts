@@ -1,26 +1,42 @@
 import { readFileSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import { z } from 'zod'
 import { ApiClient } from '../runtime/apiClient.ts'
 import type { Logger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
 import { Worker } from '../worker/worker.ts'
-import { address, file, readSettings } from './settings.ts'
+import { address, file, readSettings, spanMs } from './settings.ts'
 
 const settings = {
   hubUrl: z.url(),
-  hubCa: file,
-  /** The ServiceAccount token for `shoal-hub`, read again at each request. */
+  /** The authority that signed the hub's certificate, PEM. */
+  hubCa: file.optional(),
+  /** The ServiceAccount's token for the audience `shoal-hub`; read again at each request. */
   tokenFile: file,
   workspace: z.string().startsWith('/', 'want an absolute path'),
+  /** Where /probe, /healthz, /readyz and /metrics are served. */
   listen: address.default({ host: '127.0.0.1', port: 0 }),
-  /** Where the hub reaches `listen`; by default the address it got. */
+  /** Where the hub reaches it. Default: where it listens. */
   probeUrl: z.url().optional(),
+  /** How long a running build may go on after SIGTERM, before it is handed back. */
+  grace: spanMs('0s'),
 }
 
 /** `shoal worker`. */
 export async function workerRole(log: Logger, signal: AbortSignal): Promise<void> {
-  const { hubUrl, hubCa, tokenFile, ...rest } = readSettings(settings)
-  const token = () => readFileSync(tokenFile, 'utf8').trim()
-  await using hub = new ApiClient({ baseUrl: hubUrl, ca: readFileSync(hubCa, 'utf8'), token })
-  await new Worker({ hub, ...rest, log, metrics: new Metrics() }).run(signal)
+  const { hubUrl, hubCa, tokenFile, workspace, listen, probeUrl, grace } = readSettings(settings)
+  await using hub = new ApiClient({
+    baseUrl: hubUrl,
+    ca: hubCa === undefined ? undefined : readFileSync(hubCa, 'utf8'),
+    token: async () => (await readFile(tokenFile, 'utf8')).trim(),
+  })
+  const worker = new Worker({
+    hub,
+    workspace,
+    probe: { ...listen, url: probeUrl },
+    log,
+    metrics: new Metrics(),
+    graceMs: grace,
+  })
+  await worker.run(signal)
 }

@@ -1,5 +1,5 @@
 /** test/: tests of the whole system: real processes, brought up as the demo does it. */
-import { readdir, readFile } from 'node:fs/promises'
+import { chmod, readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { temporaryDir } from '../hack/parts/process.ts'
 import { Kube } from '../hack/story/kube.ts'
@@ -24,6 +24,8 @@ export async function bringUp(
 ): Promise<TestSystem> {
   await using stack = new AsyncDisposableStack()
   const temporary = stack.use(await temporaryDir('shoal-system'))
+  // Builds and applications run as users of their own, and pass through to their folders.
+  await chmod(temporary.path, 0o711)
   const dir = join(temporary.path, 'demo')
   const told: string[] = []
   const progress = progressTo((line) => told.push(line))

@@ -1,103 +1,107 @@
-import { spawn } from 'node:child_process'
-import { ShoalError, Stalled } from '../api/errors.ts'
+import { type ChildProcess, spawn } from 'node:child_process'
+import type { Readable } from 'node:stream'
+import { setTimeout as delay } from 'node:timers/promises'
+import { Stalled } from '../api/errors.ts'
 import { durationMs } from '../api/meta.ts'
 import type { ClaimedJob } from '../api/workerApi.ts'
-import type { BuildLog } from './buildLog.ts'
-import { type BuildUser, endProcesses } from './buildUser.ts'
+import { type BuildProcesses, endWithUs, killBuild } from './processes.ts'
+import type { JobFolder } from './workspace.ts'
 
 export interface BuildOptions {
-  /** The checkout, where the command runs. */
-  dir: string
-  home: string
-  tmp: string
-  user: BuildUser
-  log: BuildLog
+  job: ClaimedJob
+  folder: JobFolder
+  uid: number | undefined
+  /** Everything it prints, in the order it prints it. */
+  onOutput: (bytes: Buffer) => void
+  /** Called before whatever the build says or does is taken in; throws when it is no longer ours. */
+  check: () => void
   signal: AbortSignal
 }
 
-const flushMs = 500
-const messageBytes = 2000
+/** Output that a process outside the group still holds open is not waited for. */
+const drainMs = 2000
 
 /**
- * Runs the pipeline's command in the checkout, with an environment of its own and nothing of ours in it. When it ends,
- * however it ends, so does everything it started. Throws `BuildFailed`, `BuildTimeout`.
+ * Runs the job's command in its checkout, in a session and environment of its own. When it returns or throws, every
+ * process of the build is gone.
+ *
+ * @throws Stalled `BuildFailed`, `BuildTimeout`; what `check` throws; the signal's reason
  */
-export async function build(job: ClaimedJob, options: BuildOptions): Promise<void> {
-  const { user, log, signal } = options
-  signal.throwIfAborted()
-  const timeoutMs = durationMs(job.build.timeout)
-  const [command = '', ...args] = job.build.command
-  const child = spawn(command, args, {
-    cwd: options.dir,
-    env: environment(job, options),
-    stdio: ['ignore', 'pipe', 'pipe'],
+export async function runBuild(options: BuildOptions): Promise<void> {
+  const { job, folder, uid, signal, check } = options
+  check()
+  // The shell makes one stream of both, in order, and says what is wrong when the command isn't there.
+  const child = spawn('/bin/sh', ['-c', 'exec "$@" 2>&1', 'sh', ...job.build.command], {
+    cwd: folder.checkout,
+    env: environment(job, folder),
+    stdio: ['ignore', 'pipe', 'ignore'],
     detached: true,
-    ...(user.uid !== undefined && { uid: user.uid, gid: user.uid }),
+    ...(uid !== undefined && { uid, gid: uid }),
   })
-  const decode = (stream: NodeJS.ReadableStream) =>
-    stream.setEncoding('utf8').on('data', (text: string) => log.write(text))
-  decode(child.stdout)
-  decode(child.stderr)
-  const flushing = setInterval(() => void log.flush(), flushMs)
-  const overdue = AbortSignal.timeout(timeoutMs)
-  const stop = AbortSignal.any([signal, overdue])
-  // The build itself ends; what it left behind may hold its output open, so it is ended before that is waited for.
-  const exited = new Promise<{ code: number | null; by: string | null; failure?: Error }>((resolve) => {
-    child.once('error', (failure) => resolve({ code: null, by: null, failure }))
-    child.once('exit', (code, by) => resolve({ code, by }))
-    stop.addEventListener('abort', () => void endProcesses(user, child.pid), { once: true })
-  })
+  const processes: BuildProcesses = { uid, group: child.pid, home: folder.home }
+  if (child.pid !== undefined) endWithUs(processes)
+  const timeoutMs = durationMs(job.build.timeout)
+  const ended = new AbortController()
   try {
-    const { code, by, failure } = await exited
-    await endProcesses(user, child.pid)
-    await drained(child.stdout, child.stderr)
-    signal.throwIfAborted()
-    if (overdue.aborted) throw new Stalled('BuildTimeout', `the build took longer than ${job.build.timeout}`)
-    if (failure) throw new Stalled('BuildFailed', `${command} can’t be run: ${failure.message}`, { cause: failure })
-    if (code !== 0)
-      throw new Stalled('BuildFailed', `${command} ended with ${by ?? code}: ${log.lastLines(messageBytes)}`)
+    const outcome = await Promise.race([
+      exitOf(child, options),
+      abortion(AbortSignal.any([signal, ended.signal])),
+      delay(timeoutMs, 'late' as const, { signal: ended.signal }),
+    ])
+    check()
+    if (outcome === 'late')
+      throw new Stalled('BuildTimeout', `${job.build.command[0]} ran longer than ${job.build.timeout}`)
+    if (outcome !== 'code 0') throw new Stalled('BuildFailed', `${job.build.command[0]} ended with ${outcome}`)
   } finally {
-    clearInterval(flushing)
-    child.stdout.destroy()
-    child.stderr.destroy()
+    ended.abort()
+    await killBuild(processes)
+    if (child.stdout) await drained(child.stdout)
   }
 }
 
-/** What comes after the end of the last process is read, but not waited for for ever. */
-async function drained(...streams: NodeJS.ReadableStream[]): Promise<void> {
-  const closed = streams.map(
-    (stream) =>
-      new Promise<void>((resolve) =>
-        'readableEnded' in stream && stream.readableEnded ? resolve() : stream.once('close', resolve),
-      ),
-  )
-  const limit = new Promise((resolve) => setTimeout(resolve, 2000).unref())
-  await Promise.race([Promise.all(closed), limit])
-}
-
-function environment(job: ClaimedJob, { home, tmp }: BuildOptions): NodeJS.ProcessEnv {
+/** Only what is named here: nothing of this process' own environment but PATH. */
+function environment(job: ClaimedJob, { home, temporary }: JobFolder): Record<string, string> {
   return {
-    PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin',
-    HOME: home,
-    TMPDIR: tmp,
+    PATH: process.env.PATH ?? '/usr/local/bin:/usr/bin:/bin',
+    TMPDIR: temporary,
     LANG: 'C.UTF-8',
     CI: '1',
     SHOAL_COMMIT: job.commit,
     SHOAL_REF: job.ref,
     ...Object.fromEntries(job.build.env.map(({ name, value }) => [name, value])),
+    // Not to be changed: killBuild knows processes by it.
+    HOME: home,
   }
 }
 
-const secretName = /SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|KEY/i
-
-/** What must not stand in a log: the repository's password, and values whose names say so. */
-export function secretsOf(job: ClaimedJob): string[] {
-  const named = job.build.env.filter(({ name }) => secretName.test(name)).map(({ value }) => value)
-  return job.source.password === undefined ? named : [job.source.password, ...named]
+function exitOf(child: ChildProcess, { onOutput, check }: BuildOptions): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const whileOurs = (act: () => void) => {
+      try {
+        check()
+        act()
+      } catch (error) {
+        reject(error)
+      }
+    }
+    child.stdout?.on('data', (chunk: Buffer) => whileOurs(() => onOutput(chunk)))
+    child.stdout?.on('error', () => undefined)
+    child.once('error', reject)
+    child.once('exit', (code, signal) => whileOurs(() => resolve(signal ?? `code ${code}`)))
+  })
 }
 
-/** What a job failed with, as the hub is told. */
-export function failureOf(error: unknown): { code: ShoalError['code']; message: string } {
-  if (error instanceof ShoalError) return { code: error.code, message: error.message.slice(0, 4000) }
-  return { code: 'Internal', message: 'the worker failed; its log says why' }
+function abortion(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (signal.aborted) reject(signal.reason)
+    else signal.addEventListener('abort', () => reject(signal.reason), { once: true })
+  })
+}
+
+/** Reads what was printed before the end. */
+async function drained(stream: Readable): Promise<void> {
+  if (stream.closed) return
+  const late = AbortSignal.timeout(drainMs)
+  await Promise.race([new Promise((resolve) => stream.once('close', resolve)), abortion(late)]).catch(() => undefined)
+  stream.destroy()
 }

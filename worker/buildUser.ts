@@ -1,66 +1,82 @@
-import { execFile } from 'node:child_process'
-import { readdirSync, statSync } from 'node:fs'
-import { setTimeout as delay } from 'node:timers/promises'
-import { promisify } from 'node:util'
+import { spawnSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { createServer, type Server } from 'node:net'
+import { Stalled } from '../api/errors.ts'
+import type { Logger } from '../runtime/log.ts'
+import { killBuild } from './processes.ts'
 
-const run = promisify(execFile)
-const firstUid = 20_000
-const uids = 40_000
-
-/** Whom a build runs as: a uid of its own where this process is root, so that all it starts can be found and ended. */
-export interface BuildUser {
-  /** Undefined: as the worker itself. */
-  uid: number | undefined
+/** Who builds run as. */
+export interface BuildUser extends AsyncDisposable {
+  /** User and group; without one builds run as ourselves. */
+  uid?: number
 }
 
-/** A uid that no process has; none where this process isn't root or such a user could not reach the workspace. */
-export async function chooseBuildUser(workspace: string): Promise<BuildUser> {
-  if (process.getuid?.() !== 0) return { uid: undefined }
-  let uid = firstUid + (process.pid % uids)
-  while (processesOf(uid).length > 0) uid = firstUid + ((uid - firstUid + 1) % uids)
+export interface BuildUserOptions {
+  uids: { first: number; count: number }
+  /** Builds must be able to reach it. */
+  folder: string
+  log: Logger
+}
+
+/**
+ * A uid that no other worker of this machine has, until it is disposed or this process ends, whatever way. What an
+ * earlier worker's build left running under it is killed. There is none, and the log says so, without root's rights or
+ * where that user can't reach the folder.
+ */
+export async function takeBuildUser({ uids, folder, log }: BuildUserOptions): Promise<BuildUser> {
+  if (process.getuid?.() !== 0) return asOurselves(log, 'this process is not root')
+  for (let uid = uids.first; uid < uids.first + uids.count; uid++) {
+    const lock = hasName(uid) ? undefined : await lockUid(uid)
+    if (!lock) continue
+    const reason = cannotReach(folder, uid)
+    if (reason !== undefined) {
+      lock.close()
+      return asOurselves(log, `uid ${uid} can’t enter ${folder}: ${reason}`)
+    }
+    await killBuild({ uid, home: folder })
+    return {
+      uid,
+      async [Symbol.asyncDispose]() {
+        await new Promise((resolve) => lock.close(resolve))
+      },
+    }
+  }
+  throw new Stalled('ConfigInvalid', `all ${uids.count} uids for builds from ${uids.first} on are in use`)
+}
+
+function asOurselves(log: Logger, why: string): BuildUser {
+  log.error({ why }, 'builds run as this process’ own user, and can read what it can read')
+  return { async [Symbol.asyncDispose]() {} }
+}
+
+/** A user of this machine is nobody whose processes we may kill. */
+function hasName(uid: number): boolean {
   try {
-    await run('ls', [workspace], { uid, gid: uid })
-    return { uid }
+    return readFileSync('/etc/passwd', 'utf8').includes(`:x:${uid}:`)
   } catch {
-    return { uid: undefined }
+    return false
   }
 }
 
-/** Gives a folder and all in it to the build's user. */
-export async function giveTo({ uid }: BuildUser, folder: string): Promise<void> {
-  if (uid !== undefined) await run('chown', ['-R', '-h', `${uid}:${uid}`, folder])
+/** An abstract socket is a lock that the kernel frees with its process (unix(7)). */
+function lockUid(uid: number): Promise<Server | undefined> {
+  const server = createServer((socket) => socket.destroy()).unref()
+  return new Promise((resolve, reject) => {
+    server.once('error', (error: NodeJS.ErrnoException) =>
+      error.code === 'EADDRINUSE' ? resolve(undefined) : reject(error),
+    )
+    server.listen(`\0shoal-build-uid-${uid}`, () => resolve(server))
+  })
 }
 
-/** Ends everything the build started: all processes of its uid, whatever session they are in, or its process group. */
-export async function endProcesses({ uid }: BuildUser, groupId: number | undefined): Promise<void> {
-  if (groupId !== undefined) kill(-groupId)
-  if (uid === undefined) return
-  // One may fork while another is killed: until none is left.
-  for (let round = 0; round < 100; round++) {
-    const left = processesOf(uid)
-    if (left.length === 0) return
-    for (const pid of left) kill(pid)
-    await delay(10)
-  }
-}
-
-function processesOf(uid: number): number[] {
-  return readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name))
-    .map(Number)
-    .filter((pid) => {
-      try {
-        return statSync(`/proc/${pid}`).uid === uid
-      } catch {
-        return false
-      }
-    })
-}
-
-function kill(pid: number): void {
-  try {
-    process.kill(pid, 'SIGKILL')
-  } catch {
-    // It is gone.
-  }
+function cannotReach(folder: string, uid: number): string | undefined {
+  const { error, status, stderr } = spawnSync('/bin/sh', ['-c', 'cd -- "$1"', 'sh', folder], {
+    uid,
+    gid: uid,
+    cwd: '/',
+    env: {},
+    encoding: 'utf8',
+  })
+  if (error) return (error as NodeJS.ErrnoException).code ?? error.message
+  return status === 0 ? undefined : stderr.trim()
 }

@@ -1,53 +1,58 @@
-import { mkdir } from 'node:fs/promises'
-import { ShoalError, Stalled } from '../api/errors.ts'
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { ShoalError, Stalled, Transient } from '../api/errors.ts'
 import type { ClaimedJob } from '../api/workerApi.ts'
-import type { Clock } from '../runtime/clock.ts'
+import { retry } from '../artifacts/parallel.ts'
 import { runGit } from '../runtime/git.ts'
 
 const attempts = 3
+const timeoutMs = 15 * 60_000
+/** What git's servers say of a commit they don't have, or don't give by its id. Others say it in other words. */
+const refusal = /not our ref|unadvertised|not valid|not found/i
 
-/** Brings exactly the job's commit into the new folder. Throws `CommitNotFound`, `SourceUnreachable`. */
-export async function checkout(
-  job: ClaimedJob,
-  into: { dir: string; signal: AbortSignal; clock: Clock },
-): Promise<void> {
-  const { dir, signal, clock } = into
-  await mkdir(dir, { recursive: true })
-  await runGit(['init', '--quiet', dir], { signal })
-  for (let attempt = 1; ; attempt++) {
+/**
+ * Checks out exactly the job's commit, without history, in the empty folder `dir`. Nothing of the source's address or
+ * credentials is left in it.
+ *
+ * @throws Stalled `CommitNotFound`; Transient `SourceUnreachable`, `Timeout` when three attempts failed
+ */
+export async function checkOut(job: ClaimedJob, dir: string, signal: AbortSignal): Promise<void> {
+  const { commit, ref, source } = job
+  const inTime = AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)])
+  const git = async (...args: string[]) => {
     try {
-      await fetchCommit(job, dir, signal)
-      break
+      return (await runGit(args, { dir, signal: inTime, credentials: source })).toString()
     } catch (error) {
       signal.throwIfAborted()
-      const again = error instanceof ShoalError && error.code === 'SourceUnreachable' && attempt < attempts
-      if (!again) throw error
-      await clock.sleep(500 * 2 ** attempt, signal)
+      throw error
     }
   }
-  await runGit(['-c', 'advice.detachedHead=false', 'checkout', '--quiet', '--force', job.commit], { dir, signal })
-}
+  const has = () =>
+    git('cat-file', '-e', `${commit}^{commit}`).then(
+      () => true,
+      () => false,
+    )
+  const fetch = (what: string, ...options: string[]) =>
+    git('fetch', '--quiet', '--no-tags', '--no-recurse-submodules', ...options, '--', source.url, what)
 
-/** By its id; where the server doesn't give single commits, by the branch or tag that had it. */
-async function fetchCommit(job: ClaimedJob, dir: string, signal: AbortSignal): Promise<void> {
-  const { source, commit, ref } = job
-  const fetch = (what: string, ...more: string[]) =>
-    runGit(['fetch', '--quiet', '--no-tags', '--no-recurse-submodules', ...more, '--', source.url, what], {
-      dir,
-      signal,
-      credentials: source,
-    })
-  try {
-    await fetch(commit, '--depth=1')
-    return
-  } catch (error) {
-    if (!(error instanceof ShoalError) || error.code !== 'SourceUnreachable') throw error
-    signal.throwIfAborted()
-  }
-  // Whoever lists its refs can be reached: then it is the commit that isn't there.
-  const listed = await runGit(['ls-remote', '--', source.url], { signal, credentials: source })
-  if (listed.toString().includes(`\t${ref}`)) await fetch(ref)
-  const known = await runGit(['cat-file', '-t', commit], { dir, signal }).catch(() => undefined)
-  if (known?.toString().trim() !== 'commit')
-    throw new Stalled('CommitNotFound', `${source.url} has no commit ${commit}`)
+  await git('init', '--quiet')
+  let attempt = 0
+  await retry(attempts, signal, async () => {
+    attempt++
+    try {
+      await fetch(commit, '--depth=1')
+    } catch (error) {
+      if (!(error instanceof Transient) || error.code !== 'SourceUnreachable') throw error
+      // The whole history is asked for only where it may help.
+      if (!refusal.test(error.message) && attempt < attempts) throw error
+      const tips = await git('ls-remote', '--', source.url, ref)
+      if (tips.trim() !== '') await fetch(ref)
+    }
+    if (!(await has()))
+      throw new Stalled('CommitNotFound', `the repository has no commit ${commit}, nor does ${ref} lead to it`)
+  })
+  await rm(join(dir, '.git/FETCH_HEAD'), { force: true })
+  await git('-c', 'advice.detachedHead=false', 'checkout', '--quiet', '--detach', commit)
+  if ((await git('rev-parse', 'HEAD')).trim() !== commit)
+    throw new ShoalError('Internal', 'git checked out another commit')
 }

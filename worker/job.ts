@@ -1,96 +1,67 @@
-import { mkdir, rm } from 'node:fs/promises'
-import { join } from 'node:path'
-import { Fenced, ShoalError } from '../api/errors.ts'
-import { uploadPartsAnswer, uploadStartAnswer } from '../api/workerApi.ts'
-import { hashOutput } from '../artifacts/hashOutput.ts'
-import { uploadOutput } from '../artifacts/upload.ts'
-import type { Clock } from '../runtime/clock.ts'
-import type { Logger } from '../runtime/log.ts'
-import { build, failureOf, secretsOf } from './build.ts'
-import { BuildLog } from './buildLog.ts'
-import { type BuildUser, endProcesses, giveTo } from './buildUser.ts'
-import { checkout } from './checkout.ts'
-import type { HeldJob } from './held.ts'
+import { ShoalError } from '../api/errors.ts'
+import type { ClaimedJob, FinishRequest } from '../api/workerApi.ts'
+import { runBuild } from './build.ts'
+import { checkOut } from './checkout.ts'
+import { deliver } from './deliver.ts'
+import type { JobLog } from './jobLog.ts'
+import { type Lease, LeaseLost } from './lease.ts'
+import { giveTo, type JobFolder, type Workspace } from './workspace.ts'
 
 export interface JobOptions {
-  /** Of this job alone; made and removed here. */
-  dir: string
-  user: BuildUser
-  log: Logger
-  clock: Clock
-  /** Whether a job that is dropped goes back to the queue, since this worker is shutting down. */
-  handBack: () => boolean
+  job: ClaimedJob
+  lease: Lease
+  log: JobLog
+  workspace: Workspace
+  uid: number | undefined
+  /** Aborted with Stopped or LeaseLost. */
+  signal: AbortSignal
 }
 
-/** The hub reads a whole blob back before it answers. */
-const completeTimeoutMs = 900_000
+type Outcome = FinishRequest['outcome']
 
-/** Builds one job, from its claim to the hub's answer to its finish. Throws Fenced when the job was dropped. */
-export async function runJob(held: HeldJob, options: JobOptions): Promise<'built' | 'failed' | 'handed back'> {
-  const { dir, user, log, clock } = options
-  const { job } = held
-  const beating = held.beat()
-  const output = new BuildLog({
-    secrets: secretsOf(job),
-    send: (offset, text) => held.call('log', { body: { offset, text } }),
-  })
-  try {
-    await buildAndUpload(held, output, options)
-    held.check()
-    await held.finish({ result: 'Built' })
-    return 'built'
-  } catch (error) {
-    const why = held.signal.aborted ? held.signal.reason : error
-    if (why instanceof Fenced) throw why
-    if (held.signal.aborted && options.handBack()) {
-      await held.finish({ result: 'HandedBack' })
-      return 'handed back'
-    }
-    const { code, message } = failureOf(why)
-    if (code === 'Internal') log.error({ jobId: job.jobId, err: why }, 'building failed')
-    output.write(`\n${code}: ${message}\n`)
-    if (!held.signal.aborted) await output.close()
-    await held.finish({ result: 'Failed', code, message })
-    return 'failed'
-  } finally {
-    held.stop()
-    await beating
-    await endProcesses(user, undefined)
-    await rm(dir, { recursive: true, force: true, maxRetries: 5 }).catch((error: unknown) =>
-      log.error({ err: error, clockMs: clock.now() }, 'workspace not removed'),
-    )
+/** Why a job was ended before its time. */
+export class Stopped extends Error {
+  override readonly name = 'Stopped'
+  readonly outcome: Outcome
+  constructor(outcome: Outcome) {
+    super(`stopped: ${outcome.result}`)
+    this.outcome = outcome
   }
 }
 
-async function buildAndUpload(held: HeldJob, output: BuildLog, { dir, user, clock }: JobOptions): Promise<void> {
-  const { job, signal } = held
-  const folders = { dir: join(dir, 'checkout'), home: join(dir, 'home'), tmp: join(dir, 'tmp') }
-  await mkdir(folders.home, { recursive: true })
-  await mkdir(folders.tmp)
-  await checkout(job, { dir: folders.dir, signal, clock })
-  await giveTo(user, dir)
-  held.check()
-  await build(job, { ...folders, user, log: output, signal })
-  held.check()
-  const within = folders.dir
-  const hashed = await hashOutput(outputPath(within, job.build.output), { name: job.pipeline, within, signal })
-  await output.close()
-  await uploadOutput(
-    hashed,
-    {
-      start: async (sizeBytes) => uploadStartAnswer.parse(await held.call('upload/start', { body: { sizeBytes } })),
-      parts: async (uploadId, parts) =>
-        uploadPartsAnswer.parse(await held.call('upload/parts', { body: { uploadId, parts } })).parts,
-      complete: async (uploadId, facts) => {
-        await held.call('upload/complete', { body: { uploadId, ...facts }, timeoutMs: completeTimeoutMs })
-      },
-    },
-    { signal },
-  )
+const lastOutputBytes = 2000
+
+/**
+ * One job from checkout to upload: what to tell the hub of it. When this returns, its processes and its folder are
+ * gone. Throws LeaseLost: then the hub is told nothing.
+ */
+export async function runJob(options: JobOptions): Promise<Outcome> {
+  const { log, workspace, uid, signal } = options
+  try {
+    await using folder = await workspace.job(uid)
+    await build(options, folder)
+    return { result: 'Built' }
+  } catch (error) {
+    if (error instanceof LeaseLost) throw error
+    if (signal.reason instanceof LeaseLost) throw signal.reason
+    if (signal.reason instanceof Stopped) return signal.reason.outcome
+    const code = error instanceof ShoalError ? error.code : 'Internal'
+    const message = error instanceof Error ? error.message : String(error)
+    log.note(`${code}: ${message}`)
+    const said = code === 'BuildFailed' || code === 'BuildTimeout' ? log.lastOutput(lastOutputBytes) : ''
+    return { result: 'Failed', code, message: log.mask(said === '' ? message : `${message}\n${said}`).slice(0, 4000) }
+  }
 }
 
-function outputPath(checkout: string, output: string): string {
-  if (output.startsWith('/'))
-    throw new ShoalError('OutputOutside', `build.output ${output} is not relative to the checkout`)
-  return join(checkout, output)
+async function build({ job, lease, log, uid, signal }: JobOptions, folder: JobFolder): Promise<void> {
+  log.note(`attempt ${job.attempt}: fetching ${job.commit} (${job.ref})`)
+  await checkOut(job, folder.checkout, signal)
+  lease.check()
+  if (uid !== undefined) await giveTo(folder.checkout, uid)
+  log.note(`running ${job.build.command.join(' ')}`)
+  const onOutput = (bytes: Buffer) => log.output(bytes)
+  await runBuild({ job, folder, uid, onOutput, check: () => lease.check(), signal })
+  log.note(`built; uploading ${job.build.output}`)
+  const { sizeBytes, digest } = await deliver({ job, checkout: folder.checkout, lease, signal })
+  log.note(`uploaded ${sizeBytes} bytes, ${digest}`)
 }

@@ -19,12 +19,13 @@ const defaults: Limits = { headBytes: 4 << 20, tailBytes: 1 << 20, chunkBytes: 2
 export class KeptLog {
   readonly #limits: Limits
   readonly #decoder = new TextDecoder()
-  /** Of the head, not given away yet. */
-  #head: Buffer[] = []
-  #headBytes = 0
-  #tail: Buffer[] = []
-  #tailBytes = 0
-  #leftOut = 0
+  /** The head, and at the end the tail too; grows by doubling. */
+  #kept = Buffer.alloc(0)
+  #keptBytes = 0
+  #takenBytes = 0
+  /** A ring: the byte at n of what came after the head is at n modulo its length. */
+  #ring = Buffer.alloc(0)
+  #afterHeadBytes = 0
   #ended = false
   #offset = 0
 
@@ -33,56 +34,64 @@ export class KeptLog {
   }
 
   add(bytes: Buffer): void {
-    const room = Math.max(0, this.#limits.headBytes - this.#headBytes)
-    if (room > 0) this.#head.push(Buffer.from(bytes.subarray(0, room)))
-    this.#headBytes += Math.min(room, bytes.length)
-    this.#addTail(bytes.subarray(room))
+    const room = this.#limits.headBytes - this.#keptBytes
+    this.#keep(bytes.subarray(0, room))
+    if (bytes.length <= room) return
+    const { tailBytes } = this.#limits
+    if (this.#ring.length === 0) this.#ring = Buffer.alloc(tailBytes)
+    this.#afterHeadBytes += bytes.length - room
+    // Only the last bytes of a large chunk matter; they end at #afterHeadBytes.
+    const last = bytes.subarray(Math.max(room, bytes.length - tailBytes))
+    const at = (this.#afterHeadBytes - last.length) % tailBytes
+    const copied = last.copy(this.#ring, at)
+    last.copy(this.#ring, 0, copied)
   }
 
-  /** Whole chunks are dropped, so the tail is longer than its limit by less than one chunk until it is used. */
-  #addTail(bytes: Buffer): void {
-    if (bytes.length === 0) return
-    this.#tail.push(Buffer.from(bytes))
-    this.#tailBytes += bytes.length
-    for (let [first] = this.#tail; first; [first] = this.#tail) {
-      if (this.#tailBytes - first.length < this.#limits.tailBytes) break
-      this.#tail.shift()
-      this.#tailBytes -= first.length
-      this.#leftOut += first.length
+  #keep(bytes: Buffer): void {
+    if (this.#keptBytes + bytes.length > this.#kept.length) {
+      const grown = Buffer.alloc(Math.max(2 * this.#kept.length, this.#keptBytes + bytes.length, 64 << 10))
+      this.#kept.copy(grown)
+      this.#kept = grown
     }
+    bytes.copy(this.#kept, this.#keptBytes)
+    this.#keptBytes += bytes.length
+  }
+
+  /** The last bytes, not more than a few KB of them. */
+  lastText(maxBytes: number): string {
+    const all = this.#ended || this.#afterHeadBytes === 0 ? this.#kept.subarray(0, this.#keptBytes) : this.#tail()
+    return all.subarray(-maxBytes).toString()
   }
 
   /** No more is added; the tail comes after the head. */
   end(): void {
     if (this.#ended) return
     this.#ended = true
-    let tail = Buffer.concat(this.#tail)
-    const tooMuch = tail.length - this.#limits.tailBytes
-    if (tooMuch > 0 || this.#leftOut > 0) {
-      const line = tail.indexOf('\n', Math.max(0, tooMuch)) + 1
-      const cut = line > 0 && line < Math.max(0, tooMuch) + 4096 ? line : Math.max(0, tooMuch)
-      this.#leftOut += cut
-      tail = tail.subarray(cut)
-    }
-    if (this.#leftOut > 0) this.#head.push(Buffer.from(`\n… ${this.#leftOut} bytes left out …\n`))
-    this.#head.push(tail)
-    this.#tail = []
-    this.#tailBytes = 0
+    const tail = this.#tail()
+    let leftOut = this.#afterHeadBytes - tail.length
+    if (leftOut > 0) {
+      // The tail begins with a line, where one begins soon.
+      const cut = tail.subarray(0, 4096).indexOf('\n') + 1
+      leftOut += cut
+      this.#keep(Buffer.from(`\n… ${leftOut} bytes left out …\n`))
+      this.#keep(tail.subarray(cut))
+    } else this.#keep(tail)
+    this.#ring = Buffer.alloc(0)
   }
 
-  /** The next part, at most chunkBytes of it; undefined when there is none for now. */
+  #tail(): Buffer {
+    const at = this.#afterHeadBytes % (this.#ring.length || 1)
+    return this.#afterHeadBytes <= this.#ring.length
+      ? this.#ring.subarray(0, this.#afterHeadBytes)
+      : Buffer.concat([this.#ring.subarray(at), this.#ring.subarray(0, at)])
+  }
+
+  /** The next part, at most chunkBytes of the output; undefined when there is none for now. */
   next(): LogChunk | undefined {
-    const parts: Buffer[] = []
-    for (let rest = this.#limits.chunkBytes; rest > 0; ) {
-      const [first] = this.#head
-      if (!first) break
-      parts.push(first.subarray(0, rest))
-      if (first.length <= rest) this.#head.shift()
-      else this.#head[0] = first.subarray(rest)
-      rest -= first.length
-    }
-    const last = this.#ended && this.#head.length === 0
-    const text = this.#decoder.decode(Buffer.concat(parts), { stream: !last })
+    const to = Math.min(this.#keptBytes, this.#takenBytes + this.#limits.chunkBytes)
+    const bytes = this.#kept.subarray(this.#takenBytes, to)
+    this.#takenBytes = to
+    const text = this.#decoder.decode(bytes, { stream: !(this.#ended && to === this.#keptBytes) })
     if (text === '') return undefined
     const offset = this.#offset
     this.#offset += Buffer.byteLength(text)

@@ -1,150 +1,179 @@
 /**
- * worker/: a process that builds one job at a time. It asks the hub for a job, builds it in a workspace and as a user of
- * its own, uploads what the build left, and says how it ended. It keeps nothing and holds no credential but its token;
- * whatever happens to it, its jobs go to others and what it says too late is refused.
+ * worker/: builds one job at a time. It claims a job from the hub, checks out its commit in a folder of its own, runs the
+ * build as a user of its own, uploads what the build left, and says how it went.
+ *
+ *   claim ─▶ checkout ─▶ build ─▶ kill what is left of it ─▶ hash, upload ─▶ finish
+ *     │         heartbeats and log all the while                                │
+ *     └─────────────── next job ◀───── folder removed ◀─────────────────────────┘
+ *
+ * It promises: when its lease is over by its own clock, or the hub refuses its token, the build is killed and nothing
+ * more is said of the job. Nothing of a build outlives its job: no process, no file. A build sees nothing of ours.
+ * Nothing here is global; it keeps no state but its folder, which is worth nothing once it has ended.
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto'
-import { mkdir, readdir, rm } from 'node:fs/promises'
 import { hostname } from 'node:os'
-import { join } from 'node:path'
-import { Fenced, ShoalError } from '../api/errors.ts'
-import { claimAnswer, type ProbeAnswer } from '../api/workerApi.ts'
+import { ShoalError, Stalled } from '../api/errors.ts'
+import type { FinishRequest, JobClaim, ProbeAnswer } from '../api/workerApi.ts'
 import type { ApiClient } from '../runtime/apiClient.ts'
 import { type Clock, systemClock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { Metrics } from '../runtime/metrics.ts'
 import { bearerToken, createServer, listen } from '../runtime/server.ts'
-import { chooseBuildUser } from './buildUser.ts'
-import { HeldJob } from './held.ts'
-import { runJob } from './job.ts'
+import { takeBuildUser } from './buildUser.ts'
+import { runJob, Stopped } from './job.ts'
+import { JobLog } from './jobLog.ts'
+import { Lease, LeaseLost } from './lease.ts'
+import { type Claimed, Poller } from './poller.ts'
+import { Workspace } from './workspace.ts'
 
 export interface WorkerOptions {
   hub: ApiClient
-  /** Absolute; may be shared by workers. */
+  /** May be shared by several workers; absolute. */
   workspace: string
-  listen: { host: string; port: number }
-  /** Where the hub reaches `listen`. Default: the address it got. */
-  probeUrl?: string | undefined
+  /** Where it listens, and where the hub reaches that. Default of `url`: where it listens. */
+  probe: { host: string; port: number; url?: string | undefined }
   log: Logger
   metrics: Metrics
+  /** Unique per process. Default: host, process id and a random part. */
+  name?: string
   clock?: Clock
+  /** When root: builds run as a user of these. Default: 256 from 20000. */
+  buildUids?: { first: number; count: number }
+  /** How long a running build may go on once the worker is to stop. Default: 0. */
+  graceMs?: number
 }
 
-const hubAwayMs = 2000
+/** So long the hub is told of a job's end; then its lease may run out. */
+const finishMs = 10 * 60_000
+/** The same, once the worker is to stop. */
+const farewellMs = 10_000
 
-/** One worker. Its name is new with each process. */
 export class Worker {
-  readonly name = `${hostname().slice(0, 100)}-${process.pid}-${randomBytes(4).toString('hex')}`
   readonly #options: WorkerOptions
   readonly #clock: Clock
+  readonly #name: string
   readonly #probeSecret = randomBytes(32).toString('hex')
-  #held: HeldJob | undefined
-  #pollId = 0
-  #processedPollId = 0
+  readonly #poller: Poller
+  #held: JobClaim | undefined
 
   constructor(options: WorkerOptions) {
     this.#options = options
     this.#clock = options.clock ?? systemClock
+    this.#name = options.name ?? `${hostname().slice(0, 100)}-${process.pid}-${randomBytes(4).toString('hex')}`
+    this.#poller = new Poller({ hub: options.hub, clock: this.#clock, log: options.log })
   }
 
-  /** Builds until the signal aborts; a job in work then goes back to the queue. */
+  /** Until the signal; a running job is handed back then. Throws Stalled `ConfigInvalid`. */
   async run(signal: AbortSignal): Promise<void> {
-    const { log, metrics, workspace } = this.#options
-    const server = createServer({ log, metrics })
-    server.get('/probe', (request) => this.#probe(bearerToken(request.headers)))
-    const { url } = await listen(server, this.#options.listen)
-    const dir = join(workspace, this.name)
-    await removeLeftovers(workspace)
-    await mkdir(dir, { recursive: true })
-    const user = await chooseBuildUser(dir)
-    log.info({ worker: this.name, url, buildUid: user.uid ?? 'own' }, 'asking for jobs')
+    const { log, probe, buildUids = { first: 20_000, count: 256 } } = this.#options
+    await using workspace = await Workspace.open(this.#options.workspace, log)
+    await using user = await takeBuildUser({ uids: buildUids, folder: workspace.path, log })
+    const server = this.#server()
+    const { url } = await listen(server, probe)
+    log.info({ worker: this.#name, url, uid: user.uid }, 'listening')
+    const claimer = { worker: this.#name, probeUrl: probe.url ?? url, probeSecret: this.#probeSecret }
     try {
       while (!signal.aborted) {
-        const afterMs = await this.#turn(
-          { dir: join(dir, 'job'), user, probeUrl: this.#options.probeUrl ?? url },
-          signal,
-        )
-        await this.#clock.sleep(afterMs * (0.8 + Math.random() * 0.4), signal).catch(() => undefined)
+        const claimed = await this.#poller.next(claimer, signal, (job) => {
+          this.#held = { jobId: job.jobId, token: job.token }
+        })
+        if (claimed) await this.#work(claimed, { workspace, uid: user.uid, signal })
       }
     } finally {
-      await rm(dir, { recursive: true, force: true, maxRetries: 5 })
       await server.close()
     }
   }
 
-  /** Asks once and builds what it is given; how soon to ask again. */
-  async #turn(
-    place: { dir: string; user: { uid: number | undefined }; probeUrl: string },
-    signal: AbortSignal,
-  ): Promise<number> {
-    const { hub, log, metrics } = this.#options
-    const { dir, user, probeUrl } = place
-    const pollId = ++this.#pollId
-    const askedAt = this.#clock.monotonic()
+  #server() {
+    const { log, metrics } = this.#options
+    const ready = () => (this.#poller.answered ? [] : ['the hub has not answered yet'])
+    const server = createServer({ log, metrics, ready })
+    server.get('/probe', (request): ProbeAnswer => {
+      const [given, wanted] = [bearerToken(request.headers), this.#probeSecret].map((it) => Buffer.from(it))
+      if (!given || !wanted || given.length !== wanted.length || !timingSafeEqual(given, wanted))
+        throw new ShoalError('Unauthorized', 'not this worker’s probe secret')
+      return {
+        worker: this.#name,
+        lastPollId: this.#poller.lastPollId,
+        held: this.#held ? [this.#held] : [],
+      }
+    })
+    return server
+  }
+
+  async #work(
+    { job, askedAt }: Claimed,
+    { workspace, uid, signal }: { workspace: Workspace; uid: number | undefined; signal: AbortSignal },
+  ): Promise<void> {
+    const { hub, metrics } = this.#options
+    const log = this.#options.log.child({ job: `${job.namespace}/${job.name}`, attempt: job.attempt })
+    const began = this.#clock.monotonic()
+    const stop = new AbortController()
+    const cancel = () =>
+      stop.abort(new Stopped({ result: 'Failed', code: 'Cancelled', message: 'cancelled while it was built' }))
+    const lease = new Lease({ job, hub, clock: this.#clock, log, askedAt, onCancel: cancel })
+    lease.signal.addEventListener('abort', () => stop.abort(lease.signal.reason))
+    const handBack = this.#handBackAfterGrace(stop, signal)
+    const done = new AbortController()
+    log.info('job begun')
+    let outcome: string
     try {
-      const body = { worker: this.name, pollId, probeUrl, probeSecret: this.#probeSecret }
-      const { job, pollAfterMs } = await hub.request('POST', '/v1/worker/claim', { body, schema: claimAnswer, signal })
-      // Held before the poll counts as processed: a probe in between must not find the job missing.
-      this.#held = job && new HeldJob(job, { hub, clock: this.#clock, askedAt })
-      this.#processedPollId = pollId
-      if (!this.#held || !job) return pollAfterMs
-      log.info({ jobId: job.jobId, job: job.name, attempt: job.attempt }, 'building')
-      const outcome = await this.#build(this.#held, { dir, user }, signal)
-      metrics.counter('builds_total', 'Jobs this worker ended, by how.', ['outcome']).inc({ outcome })
-      log.info({ jobId: job.jobId, job: job.name, outcome }, 'job ended')
-      return 0
+      lease.check()
+      const jobLog = new JobLog({ job, lease, clock: this.#clock, log })
+      const kept = lease.keep(done.signal)
+      const ended = new AbortController()
+      const sent = jobLog.send(ended.signal)
+      try {
+        const result = await runJob({ job, lease, log: jobLog, workspace, uid, signal: stop.signal }).finally(() =>
+          ended.abort(),
+        )
+        await sent
+        await this.#finish(lease, result, signal)
+        outcome = result.result === 'Failed' ? result.code : result.result
+      } finally {
+        ended.abort()
+        done.abort()
+        await Promise.allSettled([kept, sent])
+      }
     } catch (error) {
-      if (signal.aborted) return 0
-      log.info({ err: error }, 'asking for a job failed')
-      return hubAwayMs
+      outcome = error instanceof LeaseLost ? 'LeaseLost' : 'NotFinished'
+      if (!(error instanceof LeaseLost)) log.error({ err: error }, 'the hub does not take the job’s end')
     } finally {
+      done.abort()
+      handBack[Symbol.dispose]()
       this.#held = undefined
     }
+    const seconds = (this.#clock.monotonic() - began) / 1000
+    metrics.counter('worker_jobs_total', 'Jobs by how they ended.', ['outcome']).inc({ outcome })
+    metrics.histogram('worker_job_duration_seconds', 'Time from claim to end of a job.').observe(seconds)
+    log.info({ outcome, seconds }, 'job ended')
   }
 
-  async #build(
-    held: HeldJob,
-    place: { dir: string; user: { uid: number | undefined } },
-    signal: AbortSignal,
-  ): Promise<string> {
-    const { log } = this.#options
-    const stopping = () => held.drop(new ShoalError('Unavailable', 'the worker is shutting down'))
-    signal.addEventListener('abort', stopping, { once: true })
-    if (signal.aborted) stopping()
-    try {
-      return await runJob(held, { ...place, log, clock: this.#clock, handBack: () => signal.aborted })
-    } catch (error) {
-      if (!(error instanceof Fenced)) throw error
-      log.info({ jobId: held.job.jobId, reason: error.message }, 'job dropped')
-      return 'dropped'
-    } finally {
-      signal.removeEventListener('abort', stopping)
+  #handBackAfterGrace(stop: AbortController, signal: AbortSignal): Disposable {
+    // A job that came after the signal has no grace.
+    const graceMs = signal.aborted ? 0 : (this.#options.graceMs ?? 0)
+    const done = new AbortController()
+    const begin = () =>
+      this.#clock.sleep(graceMs, done.signal).then(
+        () => stop.abort(new Stopped({ result: 'HandedBack' })),
+        () => undefined,
+      )
+    if (signal.aborted) begin()
+    else signal.addEventListener('abort', begin, { once: true, signal: done.signal })
+    return { [Symbol.dispose]: () => done.abort() }
+  }
+
+  /** Says how it went, again and again while the lease lasts; after the signal only for a while. */
+  async #finish(lease: Lease, outcome: FinishRequest['outcome'], signal: AbortSignal): Promise<void> {
+    const began = this.#clock.monotonic()
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return void (await lease.call('finish', { outcome }))
+      } catch (error) {
+        const isLate = this.#clock.monotonic() - began > (signal.aborted ? farewellMs : finishMs)
+        if (error instanceof LeaseLost || error instanceof Stalled || isLate) throw error
+        await this.#clock.sleep(Math.min(200 * 2 ** attempt, 5000), lease.signal)
+      }
     }
-  }
-
-  #probe(secret: string): ProbeAnswer {
-    const [wanted, given] = [Buffer.from(this.#probeSecret), Buffer.from(secret)]
-    if (given.length !== wanted.length || !timingSafeEqual(given, wanted))
-      throw new ShoalError('Unauthorized', 'the probe’s token is not valid here')
-    const held = this.#held && { jobId: this.#held.job.jobId, token: this.#held.job.token }
-    return { worker: this.name, lastPollId: this.#processedPollId, held: held ? [held] : [] }
-  }
-}
-
-/** Workspaces of workers that are no more. */
-async function removeLeftovers(workspace: string): Promise<void> {
-  for (const name of await readdir(workspace).catch(() => [])) {
-    const pid = Number(/-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1])
-    if (!pid || !name.startsWith(hostname().slice(0, 100)) || isAlive(pid)) continue
-    await rm(join(workspace, name), { recursive: true, force: true, maxRetries: 5 })
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
   }
 }

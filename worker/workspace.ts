@@ -1,0 +1,122 @@
+import { execFile } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { readFileSync, readlinkSync } from 'node:fs'
+import { chmod, chown, mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
+import { hostname } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import type { Logger } from '../runtime/log.ts'
+
+const run = promisify(execFile)
+
+/** What one job has for itself. */
+export interface JobFolder extends AsyncDisposable {
+  checkout: string
+  /** The build's HOME. */
+  home: string
+  /** Its TMPDIR. */
+  temporary: string
+}
+
+const prefix = 'shoal-'
+const ownerFile = 'owner.json'
+
+/**
+ * One process' folder below a workspace that several share. What processes of this host left that are gone is removed
+ * first; containers that share a folder must have host names of their own.
+ */
+export class Workspace implements AsyncDisposable {
+  readonly path: string
+  readonly #log: Logger
+
+  private constructor(path: string, log: Logger) {
+    this.path = path
+    this.#log = log
+  }
+
+  static async open(parent: string, log: Logger): Promise<Workspace> {
+    await mkdir(parent, { recursive: true, mode: 0o711 })
+    for (const name of await readdir(parent)) {
+      if (name.startsWith(prefix) && (await isAbandoned(join(parent, name)))) await remove(join(parent, name), log)
+    }
+    const path = join(parent, `${prefix}${process.pid}-${randomBytes(4).toString('hex')}`)
+    await mkdir(path)
+    await writeFile(join(path, ownerFile), JSON.stringify(identify()), { mode: 0o600 })
+    // Builds of other users pass through; only their own folder lets them in.
+    await chmod(path, 0o711)
+    return new Workspace(path, log)
+  }
+
+  /** A fresh folder for a job, for this user's eyes only. */
+  async job(uid: number | undefined): Promise<JobFolder> {
+    const folder = join(this.path, randomBytes(6).toString('hex'))
+    await mkdir(folder)
+    if (uid !== undefined) await chown(folder, 0, uid)
+    await chmod(folder, uid === undefined ? 0o700 : 0o710)
+    const parts = { checkout: join(folder, 'checkout'), home: join(folder, 'home'), temporary: join(folder, 'tmp') }
+    for (const part of Object.values(parts)) {
+      await mkdir(part, { mode: 0o700 })
+      if (uid !== undefined) await chown(part, uid, uid)
+    }
+    return { ...parts, [Symbol.asyncDispose]: () => remove(folder, this.#log) }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await remove(this.path, this.#log)
+  }
+}
+
+/** Gives everything below to the user; symlinks themselves, not what they point to. */
+export async function giveTo(folder: string, uid: number): Promise<void> {
+  await run('chown', ['-R', '-h', '--', `${uid}:${uid}`, folder])
+}
+
+/** With rm, which goes as deep as builds do; folders that their owner made read-only are opened first. */
+async function remove(folder: string, log: Logger): Promise<void> {
+  try {
+    await run('rm', ['-rf', '--', folder]).catch(async () => {
+      await run('chmod', ['-R', 'u+rwX', '--', folder]).catch(() => undefined)
+      await run('rm', ['-rf', '--', folder])
+    })
+  } catch (error) {
+    log.error({ err: error }, 'a workspace was not removed')
+  }
+}
+
+interface Owner {
+  host: string
+  boot: string
+  /** Of the process ids: another container counts its own. */
+  namespace: string
+  pid: number
+  /** Field 22 of /proc/<pid>/stat. */
+  started: string
+}
+
+const identify = (): Owner => ({
+  host: hostname(),
+  boot: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(),
+  namespace: readlinkSync('/proc/self/ns/pid'),
+  pid: process.pid,
+  started: startOf(process.pid) ?? '',
+})
+
+async function isAbandoned(folder: string): Promise<boolean> {
+  let owner: Owner
+  try {
+    owner = JSON.parse(await readFile(join(folder, ownerFile), 'utf8'))
+  } catch {
+    return false
+  }
+  const self = identify()
+  if (owner.host !== self.host) return false
+  return owner.boot !== self.boot || owner.namespace !== self.namespace || startOf(owner.pid) !== owner.started
+}
+
+function startOf(pid: number): string | undefined {
+  try {
+    return readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)?.split(' ')[19]
+  } catch {
+    return undefined
+  }
+}
