@@ -27,6 +27,7 @@ export async function rolledOut({ state, cluster, progress }: Stage, artifact: s
       {
         what: `every machine runs ${artifact}`,
         timeoutMs: 180_000,
+        failed: (it) => (isTrue(it, 'Stalled') ? JSON.stringify(it.status?.failures) : undefined),
         onChange: (it) => {
           const { desired = 0, fetched = 0, healthy = 0 } = it.status ?? {}
           say(`wave ${it.status?.wave ?? '-'}, ${fetched} of ${desired} fetched, ${healthy} healthy`)

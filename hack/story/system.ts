@@ -279,6 +279,9 @@ class Assembly {
       STORE_SECRET_ACCESS_KEY: store?.secretAccessKey ?? '',
       LISTEN: listen,
       ADVERTISE_URL: url,
+      // Someone is watching: 20 machines may ask more often than 20,000.
+      AGENT_POLL: '1s',
+      ANNOUNCE: '2s',
       TLS_CERT: certificate.certFile,
       TLS_KEY: certificate.keyFile,
     }

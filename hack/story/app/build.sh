@@ -5,6 +5,6 @@ mkdir -p out
 if [ -e broken ]; then broken=true; else broken=false; fi
 echo "{\"commit\": \"$(git rev-parse HEAD)\", \"broken\": $broken}" >built.json
 cat >sea.json <<END
-{"main": "server.js", "output": "out/server", "disableExperimentalSEAWarning": true, "assets": {"built.json": "built.json"}}
+{"main": "server.cjs", "output": "out/server", "disableExperimentalSEAWarning": true, "assets": {"built.json": "built.json"}}
 END
 "${NODE:-node}" --build-sea sea.json
