@@ -16,7 +16,7 @@ const credentialHelper =
 
 /**
  * Runs git with no configuration but the repository's own, without prompts; what it printed. Throws Transient
- * `SourceUnreachable` with git's last line, `Timeout` when the signal aborted it, `TooLarge`.
+ * `SourceUnreachable` with what git says, `Timeout` when the signal aborted it, `TooLarge`.
  */
 export function runGit(args: string[], options: GitOptions): Promise<Buffer> {
   const { dir, credentials, signal, maxBytes = 8 << 20 } = options
@@ -65,9 +65,10 @@ export function runGit(args: string[], options: GitOptions): Promise<Buffer> {
     child.on('close', (code) => {
       if (code === 0) resolve(Buffer.concat(out))
       else if (outBytes > maxBytes) reject(new ShoalError('TooLarge', `git ${args[0]} prints too much`))
-      else reject(new Transient('SourceUnreachable', `git ${args[0]}: ${lastLine(complaint)}`))
+      else reject(new Transient('SourceUnreachable', `git ${args[0]}: ${reason(complaint)}`))
     })
   })
 }
 
-const lastLine = (text: string) => text.trim().split('\n').at(-1) ?? 'failed'
+/** Advice may follow it. */
+const reason = (text: string) => /^(?:fatal|error): .*/m.exec(text)?.[0] ?? text.trim().split('\n').at(-1) ?? 'failed'

@@ -1,4 +1,5 @@
 /** For tests: a hub of worker routes over the real queue and a real store, workers as processes, and git repositories. */
+import { readdirSync, readFileSync } from 'node:fs'
 import { chmod, mkdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { z } from 'zod'
@@ -40,6 +41,24 @@ const token = 'worker-token'
 type Build = z.input<typeof build>
 type Source = { url?: string; username?: string; password?: string }
 
+function countDown(times: Map<string, number>, path: string): boolean {
+  const left = times.get(path) ?? 0
+  times.set(path, Math.max(0, left - 1))
+  return left > 0
+}
+
+/** How many processes have the text in their command line. */
+export function running(text: string): number {
+  const commands = readdirSync('/proc').map((pid) => {
+    try {
+      return /^\d+$/.test(pid) ? readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ') : ''
+    } catch {
+      return ''
+    }
+  })
+  return commands.filter((command) => command.includes(text)).length
+}
+
 export class Fixture implements AsyncDisposable {
   readonly database: Database
   readonly store: Store
@@ -47,8 +66,10 @@ export class Fixture implements AsyncDisposable {
   readonly repository: Repository
   /** What workers asked: path and body, in order. */
   readonly asked: { path: string; body: { jobId?: number } & Record<string, unknown> }[] = []
-  /** Paths of calls that fail as if the hub were away. */
-  readonly away = new Set<string>()
+  /** Paths of calls that fail as if the hub were away, and how often. */
+  readonly away = new Map<string, number>()
+  /** The same, after they were carried out. */
+  readonly unanswered = new Map<string, number>()
   leaseMs = 30_000
   heartbeatMs = 200
   readonly #builds = new Map<string, { build: Build; source: Source }>()
@@ -95,8 +116,10 @@ export class Fixture implements AsyncDisposable {
       const body = request.body as { jobId?: number } & Record<string, unknown>
       if (bearerToken(request.headers) !== token) throw new Stalled('Forbidden', 'not a worker')
       this.asked.push({ path, body })
-      if (this.away.has(path)) throw new Error('away')
-      return (await this.#answer(path, body)) ?? {}
+      if (countDown(this.away, path)) throw new Error('away')
+      const answer = (await this.#answer(path, body)) ?? {}
+      if (countDown(this.unanswered, path)) throw new Error('lost')
+      return answer
     })
     this.#hubUrl = (await listen(server, { host: '127.0.0.1', port: 0 })).url
     this.#parts.defer(() => server.close())
@@ -209,9 +232,10 @@ export class Fixture implements AsyncDisposable {
     return this.job(name)
   }
 
-  /** A worker as a process of its own. Disposing stops it. */
-  startWorker(name: string, settings: Record<string, string> = {}): Program {
-    return startProgram(process.execPath, [join(root, 'main.ts'), 'worker'], {
+  /** A worker as a process of its own; `as`: a command that runs it. Disposing kills it. */
+  startWorker(name: string, settings: Record<string, string> = {}, as: string[] = []): Program {
+    const [command = '', ...args] = [...as, process.execPath, join(root, 'main.ts'), 'worker']
+    return startProgram(command, args, {
       name,
       logFile: join(this.dir, `${name}.log`),
       cwd: this.dir,

@@ -54,7 +54,7 @@ const isAlive = (pid: number) => /^State:\t[^ZX]/m.test(read(`/proc/${pid}/statu
 function killAllOf(uid: number): Promise<void> {
   if (!(uid > 0)) throw new RangeError(`not a uid for builds: ${uid}`)
   return new Promise((resolve) => {
-    const child = spawn('/bin/sh', ['-c', 'kill -KILL -1'], { uid, gid: uid, cwd: '/', stdio: 'ignore', env: {} })
+    const child = spawn('/bin/sh', ['-c', 'kill -s KILL -- -1'], { uid, gid: uid, cwd: '/', stdio: 'ignore', env: {} })
     child.once('error', () => resolve())
     child.once('exit', () => resolve())
   })
@@ -67,7 +67,7 @@ function killAllOf(uid: number): Promise<void> {
 export function endWithUs({ uid, group, home }: BuildProcesses): void {
   const target = uid === undefined ? `-${group}` : '-1'
   if (uid === undefined ? group === undefined : !(uid > 0)) return
-  const child = spawn('/bin/sh', ['-c', 'read _; kill -KILL -- "$1"', 'sh', target], {
+  const child = spawn('/bin/sh', ['-c', 'read _; kill -s KILL -- "$1"', 'sh', target], {
     ...(uid !== undefined && { uid, gid: uid }),
     cwd: '/',
     detached: true,
