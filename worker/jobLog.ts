@@ -18,7 +18,7 @@ export interface JobLogOptions {
 
 /** For all that is left at the end. */
 const restMs = 15_000
-const secretName = /SECRET|TOKEN|PASSWORD|KEY/i
+const secretName = /SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|KEY/i
 
 /** What a job prints, without its secrets, on its way to the hub. */
 export class JobLog {

@@ -32,7 +32,7 @@ export async function killBuild(build: BuildProcesses): Promise<void> {
 }
 
 /** The living processes of a build. Zombies are none: they wait for their parent, and run nothing. */
-export function processesOf(build: BuildProcesses): number[] {
+function processesOf(build: BuildProcesses): number[] {
   const belongs = build.uid === undefined ? startedBy(build.home) : ownedBy(build.uid)
   return readdirSync('/proc')
     .filter((entry) => /^\d+$/.test(entry))
