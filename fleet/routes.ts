@@ -163,7 +163,10 @@ export function registerFleetRoutes(server: Server, options: FleetRoutesOptions)
       pinned: options.certificate(),
       token: () => replicaToken(secret),
     })
-    return sibling.request('POST', '/v1/replica/announce', { body: { machine, announce }, schema: announceAnswer })
+    return await sibling.request('POST', '/v1/replica/announce', {
+      body: { machine, announce },
+      schema: announceAnswer,
+    })
   })
 
   server.post('/v1/replica/announce', async (request): Promise<AnnounceAnswer> => {

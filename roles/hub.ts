@@ -157,7 +157,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
       onLost: queued,
       async probe({ probeUrl, probeSecret }, probeSignal) {
         await using client = new ApiClient({ baseUrl: probeUrl, token: () => probeSecret })
-        return client.request('GET', '/probe', { schema: probeAnswer, signal: probeSignal })
+        return await client.request('GET', '/probe', { schema: probeAnswer, signal: probeSignal })
       },
     }),
   ]
