@@ -8,9 +8,17 @@ type Role = (log: Logger, signal: AbortSignal) => Promise<void>
 
 /** A role's code is loaded when it runs: an agent does not carry the hub's libraries in memory. */
 const roles: [name: string, description: string, load: () => Promise<Role>][] = [
-  ['hub', 'queue, controllers, and what webhooks, workers and regions talk to', async () => (await import('./roles/hub.ts')).hubRole],
+  [
+    'hub',
+    'queue, controllers, and what webhooks, workers and regions talk to',
+    async () => (await import('./roles/hub.ts')).hubRole,
+  ],
   ['worker', 'build one job at a time', async () => (await import('./roles/worker.ts')).workerRole],
-  ['region', 'mirror goals, replicate artifacts, serve a region’s machines', async () => (await import('./roles/region.ts')).regionRole],
+  [
+    'region',
+    'mirror goals, replicate artifacts, serve a region’s machines',
+    async () => (await import('./roles/region.ts')).regionRole,
+  ],
   ['agent', 'fetch, activate and supervise on one machine', async () => (await import('./roles/agent.ts')).agentRole],
 ]
 

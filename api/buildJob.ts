@@ -21,7 +21,7 @@ const spec = z
     ),
   )
 
-export const buildJobPhase = z.enum(['Queued', 'Running', 'Replicating', 'Succeeded', 'Failed', 'Cancelled'])
+const buildJobPhase = z.enum(['Queued', 'Running', 'Replicating', 'Succeeded', 'Failed', 'Cancelled'])
 export type BuildJobPhase = z.infer<typeof buildJobPhase>
 
 const status = z.object({

@@ -6,10 +6,10 @@
 import { z } from 'zod'
 
 /** How far a machine is with a goal. RolledBack: its activation failed and the old release runs again. */
-export const machineState = z.enum(['Waiting', 'Fetching', 'Fetched', 'Activating', 'Healthy', 'Failed', 'RolledBack'])
+const machineState = z.enum(['Waiting', 'Fetching', 'Fetched', 'Activating', 'Healthy', 'Failed', 'RolledBack'])
 export type MachineState = z.infer<typeof machineState>
 
-export const goalReport = z.object({
+const goalReport = z.object({
   namespace: z.string(),
   name: z.string(),
   sequence: z.int().describe('The highest sequence of this goal the machine has accepted.'),
@@ -34,7 +34,7 @@ export const pollRequest = z.object({
 export type PollRequest = z.infer<typeof pollRequest>
 
 /** Permission to activate one revision, once; must be begun within beginWithinMs of the answer. */
-export const grant = z.object({
+const grant = z.object({
   id: z.string(),
   namespace: z.string(),
   name: z.string(),

@@ -10,7 +10,7 @@ export const machineSelector = z.object({
 export type MachineSelector = z.infer<typeof machineSelector>
 
 /** One step of a rollout: so many machines, or such a share of them, in each of these regions. */
-export const wave = z
+const wave = z
   .object({
     regions: z.array(name).min(1).max(50),
     machines: z.int().min(1).optional(),
@@ -20,7 +20,7 @@ export const wave = z
   .meta(validations(rule('has(self.machines) != has(self.percent)', 'a wave has either machines or percent')))
 export type Wave = z.infer<typeof wave>
 
-export const rollout = z.object({
+const rollout = z.object({
   waves: z
     .array(wave)
     .min(1)

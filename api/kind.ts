@@ -2,7 +2,7 @@ import type { z } from 'zod'
 import { apiVersion, group, type KubeObject, type ObjectMeta, objectMeta, version } from './meta.ts'
 
 /** A printer column of `kubectl get`. `priority: 1` shows only with `-o wide`. */
-export interface Column {
+interface Column {
   name: string
   type: 'string' | 'integer' | 'date'
   jsonPath: string

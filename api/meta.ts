@@ -24,7 +24,7 @@ export const objectMeta = z.looseObject({
 export type ObjectMeta = z.infer<typeof objectMeta>
 
 /** metav1.Condition. */
-export const condition = z.object({
+const condition = z.object({
   type: z.string().max(316),
   status: z.enum(['True', 'False', 'Unknown']),
   reason: z.string().min(1).max(1024),
@@ -74,7 +74,6 @@ export const commitId = z.string().regex(/^[0-9a-f]{40}$/)
 export const sha256Digest = z.string().regex(/^sha256:[0-9a-f]{64}$/)
 export const nameRef = z.object({ name })
 export const envVar = z.object({ name: z.string().min(1).max(256), value: z.string().max(32_768) })
-export type EnvVar = z.infer<typeof envVar>
 
 /** A CEL rule for `x-kubernetes-validations`. */
 export const rule = (rule: string, message: string) => ({ rule, message })

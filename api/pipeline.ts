@@ -19,7 +19,6 @@ export const build = z.object({
   timeout: duration.default('30m'),
   env: z.array(envVar).max(100).default([]),
 })
-export type Build = z.infer<typeof build>
 
 const spec = z.object({
   source,

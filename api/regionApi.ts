@@ -15,7 +15,7 @@ export const mirrorNamespace = (region: string) => `shoal-mirror-${region}`
 /** The ConfigMap in `shoal-region-<name>` whose data.envelope is the region's signed index. */
 export const indexName = 'shoal-index'
 
-export const replicaWork = z.object({
+const replicaWork = z.object({
   namespace: z.string(),
   name: z.string(),
   key: z.string(),
@@ -41,7 +41,7 @@ export const workAnswer = z.object({
 })
 export type WorkAnswer = z.infer<typeof workAnswer>
 
-export const replicaReport = z.object({
+const replicaReport = z.object({
   namespace: z.string(),
   name: z.string(),
   state: replicaState,

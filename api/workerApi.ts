@@ -22,7 +22,7 @@ export const claimRequest = z.object({
 })
 export type ClaimRequest = z.infer<typeof claimRequest>
 
-export const claimedJob = jobClaim.extend({
+const claimedJob = jobClaim.extend({
   namespace: z.string(),
   name: z.string().describe('Of the BuildJob, and of the artifact to be.'),
   pipeline: z.string(),

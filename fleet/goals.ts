@@ -103,10 +103,7 @@ export class Goals {
 }
 
 /** A goal selects machines that serve its namespace and have all its labels. */
-export function selects(
-  goal: { namespace: string; selector: MachineSelector },
-  { labels, namespaces }: Machine,
-): boolean {
+function selects(goal: { namespace: string; selector: MachineSelector }, { labels, namespaces }: Machine): boolean {
   const matches = Object.entries(goal.selector.matchLabels).every(([key, value]) => labels[key] === value)
   return matches && namespaces.includes(goal.namespace)
 }

@@ -27,7 +27,7 @@ import { recordReports } from './report.ts'
 import { isReplicaToken, replicaToken, swarmKey, type TrackerHolder } from './trackerHolder.ts'
 
 /** The region's own bucket, as far as machines need it. */
-export interface OriginStore {
+interface OriginStore {
   readAll(key: string, maxBytes: number): Promise<Uint8Array>
   presignGet(key: string, expiresSeconds: number): Promise<{ url: string; expiresAtMs: number }>
 }

@@ -45,13 +45,13 @@ export interface Job {
 /** The server's clock, for statements. */
 export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 
-export const columns = `id, namespace, pipeline, commit_id AS \`commit\`, name, ref, -priority AS priority,
+const columns = `id, namespace, pipeline, commit_id AS \`commit\`, name, ref, -priority AS priority,
   created_at_ms AS createdAtMs, phase, cancel, GREATEST(claims - lost_workers - handed_back, 0) AS attempt, worker,
   started_at_ms AS startedAtMs, finished_at_ms AS finishedAtMs, code, message, target, facts, replicated,
   updated_at_ms AS updatedAtMs`
 
 type JobRow = Omit<Job, 'cancel'> & { cancel: number }
-export const fromRow = (row: JobRow): Job => ({ ...row, cancel: row.cancel === 1 })
+const fromRow = (row: JobRow): Job => ({ ...row, cancel: row.cancel === 1 })
 
 /** One job, locked until the transaction ends. Index: PRIMARY. */
 export async function lockJob(sql: Sql, id: number): Promise<Job | undefined> {

@@ -28,7 +28,6 @@ export const address = z
     const at = text.lastIndexOf(':')
     return { host: text.slice(0, at).replace(/^\[(.*)\]$/, '$1'), port: Number(text.slice(at + 1)) }
   })
-export type Address = z.output<typeof address>
 
 /**
  * The settings of a role from environment variables: `SHOAL_` and the key in capitals (`hubUrl` is `SHOAL_HUB_URL`).

@@ -13,7 +13,7 @@ const goalType = 'application/vnd.shoal.goal+json'
 const indexType = 'application/vnd.shoal.index+json'
 
 /** How far a region may go: the greater of a number and a share of its selected machines. */
-export const target = z.object({ machines: z.int().min(0), percent: z.int().min(0).max(100) })
+const target = z.object({ machines: z.int().min(0), percent: z.int().min(0).max(100) })
 export type Target = z.infer<typeof target>
 
 /** What machines run: an artifact and how it is activated. Named by the hash of this. */
@@ -31,7 +31,7 @@ export const template = z.object({
 export type Template = z.infer<typeof template>
 
 /** The signed payload of a RegionalGoalState (design: what the hub tells a region is signed bytes). */
-export const goalPayload = z.object({
+const goalPayload = z.object({
   region: z.string(),
   namespace: z.string(),
   name: z.string(),
@@ -54,7 +54,7 @@ export const goalPayload = z.object({
 export type GoalPayload = z.infer<typeof goalPayload>
 
 /** The signed list of what is current in a region, by `namespace/name`; good for `indexLifetimeMs` after it moved on. */
-export const indexPayload = z.object({
+const indexPayload = z.object({
   region: z.string(),
   issuedAt: z.int(),
   goals: z.record(z.string(), z.object({ revision: z.int(), sequence: z.int() })),

@@ -8,7 +8,7 @@ import { type Bencoded, decodeBencode, encodeBencode } from '../api/bencode.ts'
 
 export const NONCE_BYTES = 32
 /** The number under which we want to be sent proofs (BEP 10's `m`). */
-export const PROOF_MESSAGE = 1
+const PROOF_MESSAGE = 1
 
 export interface Greeting {
   /** Where the sender listens, if it says. */

@@ -6,7 +6,7 @@ import type { Database } from '../../runtime/sql.ts'
 import type { ReplicatingJob, ReplicatingJobs } from '../artifact/jobs.ts'
 
 /** What the claim of a job takes over from its pipeline, kept with the job's row. */
-export const target = z.object({
+const target = z.object({
   regions: z.array(z.string()).min(1),
   replicate: z.enum(['Always', 'OnDeploy']),
   url: z.string(),

@@ -15,7 +15,7 @@ interface Manifest {
 }
 
 /** Server-side apply of any built-in object, as the administrator. */
-export async function applyManifest(server: ApiServer, manifest: Manifest): Promise<void> {
+async function applyManifest(server: ApiServer, manifest: Manifest): Promise<void> {
   const { apiVersion, kind, metadata } = manifest
   const base = apiVersion.includes('/') ? `/apis/${apiVersion}` : `/api/${apiVersion}`
   const scope = metadata.namespace === undefined ? '' : `/namespaces/${metadata.namespace}`

@@ -39,7 +39,7 @@ export async function endDemoProcesses(dir: string, graceMs = 3000): Promise<num
 }
 
 /** True while the process runs (a zombie does not). */
-export function isAlive(pid: number): boolean {
+function isAlive(pid: number): boolean {
   const state = read(`/proc/${pid}/stat`)?.split(') ').at(-1)?.[0]
   return state !== undefined && state !== 'Z'
 }

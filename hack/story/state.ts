@@ -16,7 +16,7 @@ export interface Shape {
   own?: { repository: string; build: string; output: string; run?: string | undefined } | undefined
 }
 
-export interface StoreState {
+interface StoreState {
   region: string
   endpoint: string
   bucket: string
