@@ -38,12 +38,6 @@ export async function endDemoProcesses(dir: string, graceMs = 3000): Promise<num
   return found.length
 }
 
-/** True while the process runs (a zombie does not). */
-function isAlive(pid: number): boolean {
-  const state = read(`/proc/${pid}/stat`)?.split(') ').at(-1)?.[0]
-  return state !== undefined && state !== 'Z'
-}
-
 function signal(mark: Mark, name: NodeJS.Signals) {
   if (startedAt(mark.pid) !== mark.started) return
   try {
