@@ -43,6 +43,10 @@ export async function grantActivation(
       )
       const waits = own?.state === 'Fetched' && own.template === goal.templateHash && own.running !== goal.templateHash
       if (!waits) return undefined
+      // It holds its budget already: asked again, the answer may have been lost. A longer time is not begun anew.
+      const before = await ownGrant(sql, goal, machine)
+      if (before?.open) return again(goal, before, options)
+      if (before) await sql.execute('DELETE FROM activation_grant WHERE id = ?', [before.id])
       const counts = await countMachines(sql, goal, options.unreachableMs)
       if (await halts(sql, goal, counts)) return undefined
       if (counts.updatedOrGranted >= targetCount(goal.target, counts.desired)) return undefined
@@ -67,24 +71,38 @@ async function halts(sql: Sql, goal: GoalPayload, { failed, updated, desired }: 
   return true
 }
 
-/** A machine has one grant of a revision at a time; an old one that ran out is replaced, an open one is given again. */
-async function insert(
-  sql: Sql,
+/** An open grant given once more, sequence and time as they are now; none when its time to begin is over. */
+function again(
   goal: GoalPayload,
-  machine: string,
+  before: { id: string; leftMs: number },
   { beginWithinMs }: GrantOptions,
-): Promise<Grant | undefined> {
+): Grant | undefined {
+  if (before.leftMs <= 0) return undefined
   const { namespace, name, sequence, revision, templateHash: template } = goal
-  const [before] = await sql.query<{ id: string; leftMs: number; open: number }>(
-    // Index: by_machine.
+  return {
+    id: before.id,
+    namespace,
+    name,
+    sequence,
+    revision,
+    template,
+    beginWithinMs: Math.min(before.leftMs, beginWithinMs),
+  }
+}
+
+/** The grant this machine has of the revision already, whether or not it is still open. Index: by_machine. */
+async function ownGrant(sql: Sql, { namespace, name, revision }: GoalPayload, machine: string) {
+  const [row] = await sql.query<{ id: string; leftMs: number; open: number }>(
     `SELECT id, begin_by_ms - ${nowMs} AS leftMs,
        NOT done AND IF(begun, ends_at_ms, begin_by_ms + ${reportSlackMs}) > ${nowMs} AS open
      FROM activation_grant WHERE namespace = ? AND name = ? AND machine = ? AND revision = ?`,
     [namespace, name, machine, revision],
   )
-  const given = { namespace, name, sequence, revision, template }
-  if (before?.open) return before.leftMs > 0 ? { id: before.id, ...given, beginWithinMs: before.leftMs } : undefined
-  if (before) await sql.execute('DELETE FROM activation_grant WHERE id = ?', [before.id])
+  return row
+}
+
+async function insert(sql: Sql, goal: GoalPayload, machine: string, { beginWithinMs }: GrantOptions): Promise<Grant> {
+  const { namespace, name, sequence, revision, templateHash: template } = goal
   const id = randomBytes(16).toString('hex')
   const { deadline, stop } = goal.template.activation
   // Stopping, starting, and going back when that fails.
@@ -94,5 +112,5 @@ async function insert(
        ends_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ${nowMs}, ${nowMs} + ?, ${nowMs} + ?)`,
     [id, namespace, name, machine, sequence, revision, template, beginWithinMs, beginWithinMs + takesMs],
   )
-  return { id, ...given, beginWithinMs }
+  return { id, namespace, name, sequence, revision, template, beginWithinMs }
 }

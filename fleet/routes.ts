@@ -66,6 +66,8 @@ const forwarded = z.object({ machine: z.string(), announce: announceRequest })
 /** The routes of api/fleetApi.ts. Any replica answers any machine. */
 export function registerFleetRoutes(server: Server, options: FleetRoutesOptions): void {
   const { region, database, goals, index, tracker, holder, secret, metrics, clock, random = Math.random } = options
+  /** Pieces a machine had at its last announce, by info hash and machine; of those that lack some. */
+  const lastHave = new Map<string, number>()
   const descriptors = new Map<string, Promise<Uint8Array>>()
   const originBytes = metrics.counter('origin_read_bytes_total', 'Bytes machines read from the region’s bucket.')
   const grants = metrics.counter('grants_total', 'Permissions to activate that were given.')
@@ -183,13 +185,16 @@ export function registerFleetRoutes(server: Server, options: FleetRoutesOptions)
     if (infoHash !== artifact.infoHash) throw new ShoalError('Invalid', 'the info hash is not that of the artifact')
     const completed = havePieces >= totalPieces
     if (announce.originBytes > 0) originBytes.inc(announce.originBytes)
-    if (left) tracker.forget(infoHash, machine)
+    if (left) {
+      tracker.forget(infoHash, machine)
+      lastHave.delete(`${infoHash}/${machine}`)
+    }
     const known = left
       ? { peers: [], intervalMs: options.pollMs }
       : tracker.announce({ infoHash, peerId, machine, host, port, have: havePieces, completed }, clock.monotonic())
     // A tracker that has just taken over does not know yet which pieces the swarm has.
     const settled = holder.heldMs > known.intervalMs
-    const wants = !left && !completed && settled
+    const wants = !left && !completed && settled && (known.peers.length === 0 || !isFedByPeers(machine, announce))
     const readBytes = announce.originBytes
     const held = await originLease(database, { infoHash, machine, wants, readBytes, leaseMs: options.originLeaseMs })
     const store = options.store()
@@ -199,6 +204,18 @@ export function registerFleetRoutes(server: Server, options: FleetRoutesOptions)
       intervalMs: Math.round(known.intervalMs),
       ...(held && store && { origin: await origin(store, artifact) }),
     }
+  }
+
+  /**
+   * Whether a machine can get the rest from its peers: one of them has all of it, and since the last announce, if this
+   * is not the first, it got some. A second reader of the bucket before that would be a second copy.
+   */
+  function isFedByPeers(machine: string, { infoHash, havePieces, totalPieces }: AnnounceRequest): boolean {
+    const key = `${infoHash}/${machine}`
+    const before = lastHave.get(key)
+    if (havePieces < totalPieces) lastHave.set(key, havePieces)
+    else lastHave.delete(key)
+    return tracker.counts(infoHash).complete > 0 && (before === undefined || havePieces > before)
   }
 
   async function origin(store: OriginStore, artifact: Template['artifact']) {
