@@ -40,7 +40,7 @@ export async function rolledOut({ state, cluster, progress }: Stage, artifact: s
     ),
   )
   await cluster.show('get', 'goalstates')
-  await cluster.show('get', 'regionalgoalstates', '--all-namespaces', '--selector', 'shoal.dev/region')
+  await cluster.show('get', 'regionalgoalstates', '--all-namespaces', '--selector', 'shoal.dev/goal-name')
 }
 
 /** Every machine runs the effective template and is well. */

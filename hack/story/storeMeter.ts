@@ -27,13 +27,24 @@ export class StoreMeter implements AsyncDisposable {
       client.once('data', (first) => {
         client.pause()
         const kind = /^GET \S*[?&]X-Amz-Signature=/.test(first.toString('latin1')) ? 'presignedBytes' : 'otherBytes'
-        const store = connect({ port, host: '127.0.0.1', noDelay: true, allowHalfOpen: true })
+        // One buffer, read into again when the client has taken it: an 'data' event's new 64 KiB each cost 2.5 CPU-s/GB.
+        const store = connect({
+          port,
+          host: '127.0.0.1',
+          noDelay: true,
+          allowHalfOpen: true,
+          onread: {
+            buffer: Buffer.allocUnsafeSlow(1 << 20),
+            callback: (length, buffer) => {
+              counts[kind] += length
+              client.write(buffer.subarray(0, length), () => store.resume())
+              return false
+            },
+          },
+        })
         store.write(first)
         client.pipe(store)
-        store.on('data', (chunk) => {
-          counts[kind] += chunk.length
-        })
-        store.pipe(client)
+        store.once('end', () => client.end())
         this.#track(store)
         // A store that dies must look to its callers as it is: gone.
         store.once('error', () => client.resetAndDestroy())
