@@ -14,7 +14,7 @@ import { HealthChecker } from './healthChecker.ts'
 import { heartbeat } from './lease.ts'
 
 const test = suite('health checker')
-const server = await startDatabase()
+const server = await startDatabase({ own: true })
 const database = new Database(await server.createSchema('builds'))
 await database.migrate(join(import.meta.dirname, 'migrations'))
 
@@ -140,6 +140,26 @@ test('a checker that was away declares nobody dead', async () => {
   await rounds(leaseMs - intervalMs)
   await clock.advance(100 * leaseMs)
   await rounds(leaseMs - intervalMs)
+  assert.is(await phase(), 'Running')
+})
+
+test('a checker that was away for little more than a lease declares nobody dead', async () => {
+  await take('w1')
+  await rounds(2 * intervalMs)
+  await clock.advance(leaseMs)
+  await rounds(leaseMs - intervalMs)
+  assert.is(await phase(), 'Running')
+})
+
+test('a round that waited for a database without an answer declares nobody dead', async () => {
+  await take('w1')
+  await rounds(2 * intervalMs)
+  server.pause()
+  const round = checker.round(never)
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  await clock.advance(2 * leaseMs)
+  server.resume()
+  await round
   assert.is(await phase(), 'Running')
 })
 

@@ -48,13 +48,15 @@ const probeTimeoutMs = 3000
  *  - at once, when a worker answers without the job, has processed the answer of the poll that claimed it, and the
  *    probe began after the claim;
  *  - otherwise, when neither heartbeat nor probe showed the job for a whole lease through which this checker and the
- *    database were up. A round that failed or came late starts that time anew: after an outage nobody is dead.
+ *    database were up. A round that failed, came late or waited for the database starts that time anew: after an outage
+ *    nobody is dead.
  */
 export class HealthChecker {
   readonly #options: HealthCheckerOptions
   readonly #clock: Clock
   /** When each lease was last known good: by its token, on this process' monotonic clock. */
   #watched = new Map<string, { seenAtMs: number; since: number }>()
+  /** When leases were last judged. */
   #lastRound: number | undefined
   readonly #alarmed = new Set<string>()
 
@@ -81,23 +83,29 @@ export class HealthChecker {
     const { database, leaseMs, intervalMs = 5000 } = this.#options
     const began = this.#clock.monotonic()
     // This process slept, or the database did not answer: what was watched before says nothing.
-    const gap =
-      this.#lastRound === undefined || began - this.#lastRound > intervalMs + Math.max(leaseMs, probeTimeoutMs)
-    if (gap) this.#watched.clear()
+    // A third of a lease is one heartbeat: less than that can't hide that a worker is there.
+    const slackMs = leaseMs / 3
+    if (this.#lastRound === undefined || began - this.#lastRound > intervalMs + slackMs) this.#watched.clear()
     const probedAtMs = await database.now()
     const workers = await database.query<WorkerRow>(
       'SELECT name, probe_url AS probeUrl, probe_secret AS probeSecret, last_seen_ms AS lastSeenMs FROM worker',
     )
+    const asked = this.#clock.monotonic()
     const answers = await this.#probeAll(workers, signal)
+    const answered = this.#clock.monotonic()
+    await this.#seen([...answers.keys()])
     const leases = await database.query<LeaseRow>(
       `SELECT job_id AS jobId, worker, token, poll_id AS pollId, claimed_at_ms AS claimedAtMs, seen_at_ms AS seenAtMs
        FROM lease`,
     )
-    for (const lease of leases) await this.#judge(lease, answers.get(lease.worker), probedAtMs)
+    // One moment for all: while one lease is written, the next doesn't grow older.
+    const now = this.#clock.monotonic()
+    if (asked - began + now - answered > slackMs) this.#watched.clear()
+    this.#lastRound = now
+    for (const lease of leases) await this.#judge(lease, answers.get(lease.worker), { probedAtMs, now })
     const tokens = new Set(leases.map(({ token }) => token))
     for (const token of this.#watched.keys()) if (!tokens.has(token)) this.#watched.delete(token)
     await this.#alarms(workers, answers, leases)
-    this.#lastRound = this.#clock.monotonic()
   }
 
   async #probeAll(workers: WorkerRow[], signal: AbortSignal): Promise<Map<string, ProbeAnswer>> {
@@ -116,16 +124,20 @@ export class HealthChecker {
       }
     })
     await Promise.all(lanes)
-    const names = [...answers.keys()]
-    if (names.length > 0) {
-      await this.#options.database.execute(`UPDATE worker SET last_seen_ms = ${nowMs} WHERE name IN (?)`, [names])
-    }
     return answers
   }
 
-  async #judge(lease: LeaseRow, answer: ProbeAnswer | undefined, probedAtMs: number): Promise<void> {
+  async #seen(names: string[]): Promise<void> {
+    if (names.length === 0) return
+    await this.#options.database.execute(`UPDATE worker SET last_seen_ms = ${nowMs} WHERE name IN (?)`, [names])
+  }
+
+  async #judge(
+    lease: LeaseRow,
+    answer: ProbeAnswer | undefined,
+    { probedAtMs, now }: { probedAtMs: number; now: number },
+  ): Promise<void> {
     const { database, leaseMs } = this.#options
-    const now = this.#clock.monotonic()
     if (answer?.held.some(({ token }) => token === lease.token)) {
       this.#watched.set(lease.token, { seenAtMs: lease.seenAtMs, since: now })
       await database.execute(
