@@ -20,7 +20,12 @@ export interface WebhookOptions {
 }
 
 /** GitHub's push event, as far as it is read. Forgejo, Gitea and GitLab's GitHub mode send the same. */
-const push = z.looseObject({ ref: z.string().min(1).max(512), after: z.string(), deleted: z.boolean().optional() })
+const push = z.looseObject({
+  ref: z.string().min(1).max(512),
+  after: z.string(),
+  deleted: z.boolean().optional(),
+  head_commit: z.looseObject({ id: z.string() }).nullish(),
+})
 
 const noCommit = '0'.repeat(40)
 const maxBodyBytes = 5 << 20
@@ -42,12 +47,13 @@ export function registerWebhook(server: Server, options: WebhookOptions): void {
         const body = Buffer.isBuffer(request.body) ? request.body : Buffer.alloc(0)
         const pipeline = options.pipeline(`${namespace}/${name}`)
         const secret = await secretOf(pipeline)
-        const signed = isSigned(body, request.headers['x-hub-signature-256'], secret ?? decoy)
-        if (!pipeline || secret === undefined || !signed) {
+        const signed = isSigned(body, request.headers['x-hub-signature-256'], secret || decoy)
+        if (!pipeline || !secret || !signed) {
           refused.inc()
           throw new ShoalError('Unauthorized', 'the signature is not valid here')
         }
-        return reply.code(202).send(await accept(pipeline, body))
+        const event = request.headers['x-github-event'] ?? 'push'
+        return reply.code(202).send(event === 'push' ? await accept(pipeline, body) : { ignored: `event ${event}` })
       },
     )
   })
@@ -59,7 +65,7 @@ export function registerWebhook(server: Server, options: WebhookOptions): void {
   }
 
   async function accept(pipeline: Pipeline, body: Buffer): Promise<{ job?: string; ignored?: string }> {
-    const { ref, after, deleted } = push.parse(parseJson(body))
+    const { ref, after, deleted, head_commit: head } = push.parse(parseJson(body))
     if (deleted || after === noCommit) return { ignored: `${ref} was deleted` }
     if (!isBuilt(pipeline, ref)) return { ignored: `${ref} is not built by this pipeline` }
     const { namespace = '', name } = pipeline.metadata
@@ -67,7 +73,8 @@ export function registerWebhook(server: Server, options: WebhookOptions): void {
     const { job } = await enqueue(options.database, {
       namespace,
       pipeline: name,
-      commit: commitId.parse(after),
+      // Of an annotated tag, `after` is the tag object, and a poll would find the commit.
+      commit: commitId.parse(ref.startsWith('refs/tags/') ? (head?.id ?? after) : after),
       ref,
       maxJobs,
     })

@@ -1,0 +1,143 @@
+import { createHmac } from 'node:crypto'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { Pipeline } from '../../api/pipeline.ts'
+import { startDatabase } from '../../hack/parts/database.ts'
+import { findJob } from '../../queue/control.ts'
+import { createLogger } from '../../runtime/log.ts'
+import { Metrics } from '../../runtime/metrics.ts'
+import { createServer, listen } from '../../runtime/server.ts'
+import { Database } from '../../runtime/sql.ts'
+import { registerWebhook } from './webhook.ts'
+
+const test = suite('webhook')
+const parts = new AsyncDisposableStack()
+const mariadb = parts.use(await startDatabase())
+const database = parts.use(new Database(await mariadb.createSchema('builds')))
+await database.migrate(join(import.meta.dirname, '../../queue/migrations'))
+
+const secret = 'a shared secret'
+const secrets: Record<string, Record<string, string>> = { 'demo/hook': { secret }, 'demo/empty': { secret: '' } }
+const pipelineOf = (name: string, webhookSecret?: string) =>
+  Pipeline.parse(
+    Pipeline.make(
+      { name, namespace: 'demo' },
+      {
+        source: {
+          url: 'https://git.example.com/web.git',
+          branches: ['main', 'release/*'],
+          tags: ['v*'],
+          ...(webhookSecret !== undefined && { webhookSecretRef: { name: webhookSecret } }),
+        },
+        build: { command: ['true'], output: 'dist' },
+      },
+    ),
+  )
+const pipelines = new Map(
+  [pipelineOf('web', 'hook'), pipelineOf('open'), pipelineOf('lost', 'not-there'), pipelineOf('empty', 'empty')].map(
+    (pipeline) => [`demo/${pipeline.metadata.name}`, pipeline],
+  ),
+)
+const metrics = new Metrics()
+const server = createServer({ log: createLogger('test', 'silent'), metrics })
+let changes = 0
+registerWebhook(server, {
+  database,
+  metrics,
+  pipeline: (key) => pipelines.get(key),
+  readSecret: async (namespace, name) => secrets[`${namespace}/${name}`],
+  onChange: () => changes++,
+})
+const { url } = await listen(server, { host: '127.0.0.1', port: 0 })
+parts.defer(() => server.close())
+
+const sign = (body: string, key = secret) => `sha256=${createHmac('sha256', key).update(body).digest('hex')}`
+async function post(body: string, headers: Record<string, string> = {}, pipeline = 'web') {
+  const answer = await fetch(`${url}/webhooks/demo/${pipeline}`, {
+    method: 'POST',
+    body,
+    headers: { 'content-type': 'application/json', ...headers },
+  })
+  return { status: answer.status, body: (await answer.json()) as Record<string, string> }
+}
+const signed = (event: object, more: Record<string, string> = {}) => {
+  const body = JSON.stringify(event)
+  return post(body, { 'x-hub-signature-256': sign(body), 'x-github-event': 'push', ...more })
+}
+const commit = (digit: string) => digit.repeat(40)
+const refusals = async () => (await metrics.registry.getSingleMetric('shoal_webhook_refused_total')?.get())?.values[0]
+
+test('a signed push queues its commit once, however often it is delivered', async () => {
+  const push = { ref: 'refs/heads/main', before: commit('0'), after: commit('a'), repository: { id: 1 } }
+  assert.equal(await signed(push), { status: 202, body: { job: 'web-aaaaaaaaaaaa' } })
+  assert.equal(await signed(push), { status: 202, body: { job: 'web-aaaaaaaaaaaa' } })
+  const job = await findJob(database, 'demo', 'web-aaaaaaaaaaaa')
+  assert.equal([job?.phase, job?.commit, job?.ref], ['Queued', commit('a'), 'refs/heads/main'])
+  const [count] = await database.query<{ n: number }>('SELECT COUNT(*) AS n FROM job')
+  assert.is(count?.n, 1)
+  assert.is(changes > 0, true)
+})
+
+test('whatever is wrong with who asks, the answer is the same, and counted', async () => {
+  const body = JSON.stringify({ ref: 'refs/heads/main', after: commit('b') })
+  const before = (await refusals())?.value ?? 0
+  const answers = [
+    await post(body, { 'x-hub-signature-256': sign(body, 'another') }),
+    await post(body, { 'x-hub-signature-256': sign(`${body} `) }),
+    await post(body, { 'x-hub-signature-256': 'sha256=' }),
+    await post(body),
+    await post(body, { 'x-hub-signature-256': sign(body) }, 'unknown'),
+    await post(body, { 'x-hub-signature-256': sign(body) }, 'open'),
+    await post(body, { 'x-hub-signature-256': sign(body, '') }, 'open'),
+    await post(body, { 'x-hub-signature-256': sign(body) }, 'lost'),
+    await post(body, { 'x-hub-signature-256': sign(body, '') }, 'empty'),
+  ]
+  for (const answer of answers) assert.equal(answer, answers[0])
+  assert.equal([answers[0]?.status, answers[0]?.body.code], [401, 'Unauthorized'])
+  assert.is((await refusals())?.value, before + answers.length)
+  assert.is(await findJob(database, 'demo', 'web-bbbbbbbbbbbb'), undefined)
+})
+
+test('a deleted branch, another branch and another event are taken note of, not built', async () => {
+  const events = [
+    { ref: 'refs/heads/main', after: commit('0'), deleted: true },
+    { ref: 'refs/heads/main', after: commit('0') },
+    { ref: 'refs/heads/feature', after: commit('c') },
+    { ref: 'refs/heads/release/1/x', after: commit('c') },
+    { ref: 'refs/tags/nightly', after: commit('c') },
+  ]
+  for (const event of events) {
+    const answer = await signed(event)
+    assert.is(answer.status, 202)
+    assert.ok(answer.body.ignored, JSON.stringify(event))
+  }
+  const ping = await signed({ zen: 'Keep it logically awesome.' }, { 'x-github-event': 'ping' })
+  assert.is(ping.status, 202)
+  assert.ok(ping.body.ignored)
+})
+
+test('branches and tags match by pattern; an annotated tag is its commit', async () => {
+  assert.is((await signed({ ref: 'refs/heads/release/1', after: commit('d') })).body.job, 'web-dddddddddddd')
+  assert.is((await signed({ ref: 'refs/tags/v1', after: commit('e') })).body.job, 'web-eeeeeeeeeeee')
+  const annotated = { ref: 'refs/tags/v2', after: commit('f'), head_commit: { id: commit('1') } }
+  assert.is((await signed(annotated)).body.job, 'web-111111111111')
+})
+
+test('what is signed but no push event is invalid, and says why', async () => {
+  const cut = '{"ref": "refs/heads/main", "af'
+  const answer = await post(cut, { 'x-hub-signature-256': sign(cut) })
+  assert.equal([answer.status, answer.body.code], [422, 'Invalid'])
+  for (const event of [{ after: commit('a') }, { ref: 'refs/heads/main', after: '../../etc' }, []]) {
+    const refused = await signed(event)
+    assert.equal([refused.status, refused.body.code], [422, 'Invalid'], JSON.stringify(event))
+  }
+})
+
+test('a body beyond the limit is too large before its signature is looked at', async () => {
+  const answer = await post('x'.repeat((5 << 20) + 1))
+  assert.equal([answer.status, answer.body.code], [413, 'TooLarge'])
+})
+
+test.after(() => parts.disposeAsync())
+test.run()
