@@ -40,7 +40,12 @@ const status = z.object({
   observedGeneration: z.int().optional(),
   lastCommit: commitId.optional(),
   lastBuildJob: z.string().optional(),
-  polledAt: time.optional(),
+  polledAt: time.optional().describe('When the repository was first polled.'),
+  ignoredTags: z
+    .array(z.string().max(512))
+    .max(1000)
+    .optional()
+    .describe('Tags that were there at the first poll, which does not build them.'),
   conditions: conditions.optional(),
 })
 

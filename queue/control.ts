@@ -44,8 +44,10 @@ export async function setReplicated(database: Database, jobId: number, replicate
 }
 
 /** Jobs that changed at or after a moment, oldest change first, at most 1,000. Index: by_update. */
-export function changedSince(database: Database, sinceMs: number): Promise<Job[]> {
-  return selectJobs(database, 'updated_at_ms >= ? ORDER BY updated_at_ms LIMIT 1000', [sinceMs])
+export function changedSince(database: Database, since: { ms: number; afterId: number }): Promise<Job[]> {
+  const { ms, afterId } = since
+  const later = 'updated_at_ms >= ? AND (updated_at_ms > ? OR id > ?) ORDER BY updated_at_ms, id LIMIT 1000'
+  return selectJobs(database, later, [ms, ms, afterId])
 }
 
 /** Jobs in a phase, first come first. Index: by_phase. */
@@ -59,11 +61,12 @@ export async function findJob(database: Database, namespace: string, name: strin
   return job
 }
 
-/** How many jobs are before each of the first `limit` in line, from 1. Index: PRIMARY of ready. */
-export async function positions(database: Database, limit: number): Promise<Map<number, number>> {
-  const rows = await database.query<{ id: number }>(
-    'SELECT job_id AS id FROM ready ORDER BY priority, created_at_ms, job_id LIMIT ?',
+/** The places of the first `limit` in line, from 1, by `namespace/name`. Index: PRIMARY of ready and of job. */
+export async function positions(database: Database, limit: number): Promise<Map<string, number>> {
+  const rows = await database.query<{ namespace: string; name: string }>(
+    `SELECT job.namespace, job.name FROM ready JOIN job ON job.id = ready.job_id
+     ORDER BY ready.priority, ready.created_at_ms, ready.job_id LIMIT ?`,
     [limit],
   )
-  return new Map(rows.map(({ id }, index) => [id, index + 1]))
+  return new Map(rows.map(({ namespace, name }, index) => [`${namespace}/${name}`, index + 1]))
 }

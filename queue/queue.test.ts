@@ -81,7 +81,7 @@ test('jobs come in the order they were pushed, a higher priority before', async 
   for (const n of [1, 2, 3]) await push(n)
   const last = await push(4)
   await setPriority(database, last.job.id, 10)
-  assert.is((await positions(database, 10)).get(last.job.id), 1)
+  assert.is((await positions(database, 10)).get(`${last.job.namespace}/${last.job.name}`), 1)
   const order: string[] = []
   for (const pollId of [1, 2, 3, 4]) order.push((await take('w', pollId)).job.commit)
   assert.equal(order, [4, 1, 2, 3].map(commit))

@@ -11,7 +11,7 @@ import type { Job } from '../../queue/job.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import { ApiError, type Cluster } from '../../runtime/cluster.ts'
 import { standingConditions } from '../../runtime/conditions.ts'
-import { Controller } from '../../runtime/controller.ts'
+import { Controller, type ReconcileResult } from '../../runtime/controller.ts'
 import type { EventRecorder } from '../../runtime/events.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
@@ -41,6 +41,9 @@ const shownPositions = 100
 /** A finished job without an object is one somebody deleted, unless it finished just now. */
 const deletedAfterMs = 600_000
 
+/** How soon a BuildJob of a Pipeline that isn't there looks for it again. */
+const pipelineCheckMs = 3000
+
 const keyOf = ({ namespace, name }: Pick<Job, 'namespace' | 'name'>) => `${namespace}/${name}`
 
 /** Mirrors rows and BuildJobs. Runs on the leader. */
@@ -48,7 +51,8 @@ export class BuildJobController {
   readonly #options: BuildJobControllerOptions
   readonly #clock: Clock
   readonly #controller: Controller
-  #positions = new Map<number, number>()
+  /** By `namespace/name`. */
+  #positions = new Map<string, number>()
   #seen = new Map<string, number>()
   #wake: AbortController | undefined
 
@@ -74,13 +78,19 @@ export class BuildJobController {
     while (!signal.aborted) {
       this.#wake = new AbortController()
       try {
-        const changed = await changedSince(database, sinceMs - overlapMs)
-        for (const job of changed) {
-          if (this.#seen.get(keyOf(job)) === job.updatedAtMs) continue
-          this.#seen.set(keyOf(job), job.updatedAtMs)
-          this.#controller.enqueue(keyOf(job))
+        // By pages: more rows than one holds may change within the overlap.
+        let since: { ms: number; afterId: number } | undefined = { ms: sinceMs - overlapMs, afterId: 0 }
+        while (since) {
+          const changed = await changedSince(database, since)
+          for (const job of changed) {
+            if (this.#seen.get(keyOf(job)) === job.updatedAtMs) continue
+            this.#seen.set(keyOf(job), job.updatedAtMs)
+            this.#controller.enqueue(keyOf(job))
+          }
+          const last = changed.at(-1)
+          since = last && { ms: last.updatedAtMs, afterId: last.id }
+          sinceMs = last?.updatedAtMs ?? sinceMs
         }
-        sinceMs = changed.at(-1)?.updatedAtMs ?? sinceMs
         this.#forget(sinceMs)
         await this.#movePositions()
       } catch (error) {
@@ -94,23 +104,22 @@ export class BuildJobController {
     for (const [key, updatedAtMs] of this.#seen) if (updatedAtMs < sinceMs - overlapMs) this.#seen.delete(key)
   }
 
+  /** Reconciles the objects whose position is not the one they show. */
   async #movePositions(): Promise<void> {
-    const before = this.#positions
     this.#positions = await positions(this.#options.database, shownPositions)
     for (const object of this.#options.buildJobs.list()) {
       if (object.status?.phase !== 'Queued') continue
-      const shown = object.status.queuePosition
-      const moved = [...this.#positions].some(([id, position]) => before.get(id) !== position)
-      if (moved || shown === undefined) this.#controller.enqueue(`${object.metadata.namespace}/${object.metadata.name}`)
+      const key = `${object.metadata.namespace}/${object.metadata.name}`
+      if (object.status.queuePosition !== this.#positions.get(key)) this.#controller.enqueue(key)
     }
   }
 
-  async #reconcile(key: string): Promise<undefined> {
+  async #reconcile(key: string): Promise<ReconcileResult> {
     const [namespace = '', name = ''] = key.split('/')
     const object = this.#options.buildJobs.get(key)
     const job = await findJob(this.#options.database, namespace, name)
     if (!job) {
-      if (object && !object.metadata.deletionTimestamp) await this.#adopt(object)
+      if (object && !object.metadata.deletionTimestamp) return this.#adopt(object)
       return
     }
     if (object) {
@@ -123,7 +132,7 @@ export class BuildJobController {
   }
 
   /** A BuildJob somebody made gets its row. */
-  async #adopt(object: BuildJob): Promise<void> {
+  async #adopt(object: BuildJob): Promise<ReconcileResult> {
     const { database, pipeline } = this.#options
     const { namespace = '', name } = object.metadata
     const { pipelineRef, commit, ref, priority } = object.spec
@@ -133,13 +142,13 @@ export class BuildJobController {
       const before = object.status?.conditions ?? []
       const conditions = standingConditions(before, standing, object.metadata.generation, this.#clock.now())
       const status = { message: standing.message, conditions }
-      if (isDeepStrictEqual(before, conditions)) return
-      await this.#apply(namespace, name, status)
-      return
+      if (!isDeepStrictEqual(before, conditions)) await this.#apply(namespace, name, status)
+      return { afterMs: pipelineCheckMs }
     }
     const maxJobs = known.spec.concurrency.max
     await enqueue(database, { namespace, pipeline: pipelineRef, commit, ref, priority, maxJobs, name })
     this.#controller.enqueue(`${namespace}/${name}`)
+    return
   }
 
   async #create(job: Job): Promise<BuildJob> {
@@ -166,7 +175,7 @@ export class BuildJobController {
   async #writeStatus(object: BuildJob, job: Job): Promise<void> {
     const { events } = this.#options
     const { namespace, name } = job
-    const position = this.#positions.get(job.id)
+    const position = this.#positions.get(keyOf(job))
     const status = buildJobStatus(job, { object, position, nowMs: this.#clock.now() })
     if (isDeepStrictEqual(object.status, status)) return
     await this.#apply(namespace, name, status)

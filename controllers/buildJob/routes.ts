@@ -1,4 +1,4 @@
-import { ShoalError } from '../../api/errors.ts'
+import { ShoalError, Stalled } from '../../api/errors.ts'
 import type { Pipeline } from '../../api/pipeline.ts'
 import {
   type ClaimAnswer,
@@ -68,9 +68,13 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
       return await answer(taken)
     } catch (error) {
       // What the pipeline itself makes impossible ends the job; the worker asks for the next one.
-      if (!(error instanceof ShoalError)) throw error
-      const { code, message } = error
-      await finish(database, { jobId: taken.job.id, token: taken.token }, { result: 'Failed', code, message })
+      const held = { jobId: taken.job.id, token: taken.token }
+      if (!(error instanceof Stalled)) {
+        // Such as an API server that is away for a moment: the job is not to blame.
+        await finish(database, held, { result: 'HandedBack' }).catch(() => undefined)
+        throw error
+      }
+      await finish(database, held, { result: 'Failed', code: error.code, message: error.message })
       onChange?.()
       return { pollAfterMs: 0 }
     }
@@ -78,7 +82,7 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
 
   async function answer({ job, token }: Claim): Promise<ClaimAnswer> {
     const pipeline = options.pipeline(`${job.namespace}/${job.pipeline}`)
-    if (!pipeline) throw new ShoalError('NotFound', `there is no Pipeline ${job.pipeline}`)
+    if (!pipeline) throw new Stalled('NotFound', `there is no Pipeline ${job.pipeline}`)
     const { source, build, replicate } = pipeline.spec
     const target: Target = { regions: targetRegions(pipeline), replicate, url: source.url, command: build.command }
     await setTarget(database, { jobId: job.id, token }, target)
@@ -112,9 +116,9 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     const active = regions.activeRegions()
     const named = pipeline.spec.regions.includes('*') ? active : pipeline.spec.regions
     const unknown = named.find((name) => !regions.get(name))
-    if (unknown !== undefined) throw new ShoalError('RegionUnknown', `the pipeline names region ${unknown}`)
+    if (unknown !== undefined) throw new Stalled('RegionUnknown', `the pipeline names region ${unknown}`)
     const wanted = named.filter((name) => active.includes(name))
-    if (wanted.length === 0) throw new ShoalError('RegionUnknown', 'the pipeline names no region that is not cordoned')
+    if (wanted.length === 0) throw new Stalled('RegionUnknown', 'the pipeline names no region that is not cordoned')
     return wanted
   }
 

@@ -31,7 +31,10 @@ export interface PipelineControllerOptions {
   random?: () => number
 }
 
+type Status = NonNullable<Pipeline['status']>
+
 const fieldManager = 'shoal-pipeline'
+const tagPrefix = 'refs/tags/'
 const gitTimeoutMs = 30_000
 /** A repository with more refs that are built is a mistake in a pattern. */
 const maxRefs = 1000
@@ -55,10 +58,18 @@ export function pipelineController(options: PipelineControllerOptions): Controll
     if (!pipeline || pipeline.metadata.deletionTimestamp) return
     let polled: Tip[] = []
     let standing: Standing
-    let lastBuildJob = pipeline.status?.lastBuildJob
+    let { lastBuildJob, polledAt, ignoredTags } = pipeline.status ?? {}
     try {
       polled = await tips(pipeline, AbortSignal.any([signal, AbortSignal.timeout(gitTimeoutMs)]))
-      lastBuildJob = (await queueNew(pipeline, polled)) ?? lastBuildJob
+      // Tags that were here before the pipeline are not built.
+      if (polledAt === undefined) ignoredTags = polled.map(({ ref }) => ref).filter((ref) => ref.startsWith(tagPrefix))
+      polledAt ??= new Date(clock.now()).toISOString()
+      const ignored = new Set(ignoredTags)
+      const queued = await queueNew(
+        pipeline,
+        polled.filter(({ ref }) => !ignored.has(ref)),
+      )
+      lastBuildJob = queued ?? lastBuildJob
       standing = { is: 'Ready', reason: 'Polled', message: `${polled.length} branches and tags are followed` }
     } catch (error) {
       if (signal.aborted || !(error instanceof ShoalError)) throw error
@@ -66,7 +77,8 @@ export function pipelineController(options: PipelineControllerOptions): Controll
       standing = { is, reason: error.code, message: error.message }
       log.info({ key, code: error.code, reason: error.message }, 'repository not polled')
     }
-    await report(pipeline, standing, { lastCommit: polled[0]?.commit ?? pipeline.status?.lastCommit, lastBuildJob })
+    const lastCommit = polled[0]?.commit ?? pipeline.status?.lastCommit
+    await report(pipeline, standing, { lastCommit, lastBuildJob, polledAt, ignoredTags })
     return { afterMs: durationMs(pipeline.spec.source.pollInterval) * (0.9 + random() / 5) }
   }
 
@@ -82,7 +94,8 @@ export function pipelineController(options: PipelineControllerOptions): Controll
       source.credentialsSecretRef && (await options.readSecret(namespace, source.credentialsSecretRef.name))
     const patterns = [
       ...source.branches.map((name) => `refs/heads/${name}`),
-      ...source.tags.map((name) => `refs/tags/${name}`),
+      // An annotated tag's commit is listed as `v1^{}`, which a name without a star would not match.
+      ...source.tags.flatMap((name) => [`${tagPrefix}${name}`, `${tagPrefix}${name}^{}`]),
     ]
     const listed = await runGit(['ls-remote', '--', source.url, ...patterns], {
       ...(credentials && { credentials }),
@@ -98,13 +111,11 @@ export function pipelineController(options: PipelineControllerOptions): Controll
     return built
   }
 
-  /** Queues what is new; the name of the last job queued. A tag that was here before the pipeline is not built. */
+  /** Queues what is new; the name of the last job. */
   async function queueNew(pipeline: Pipeline, polled: Tip[]): Promise<string | undefined> {
     const { namespace = '', name } = pipeline.metadata
     let last: string | undefined
     for (const { ref, commit } of polled) {
-      const first = pipeline.status?.polledAt === undefined
-      if (first && ref.startsWith('refs/tags/')) continue
       const maxJobs = pipeline.spec.concurrency.max
       const { job, created } = await enqueue(database, { namespace, pipeline: name, commit, ref, maxJobs })
       if (created) options.onChange?.()
@@ -116,15 +127,16 @@ export function pipelineController(options: PipelineControllerOptions): Controll
   async function report(
     pipeline: Pipeline,
     standing: Standing,
-    seen: { lastCommit: string | undefined; lastBuildJob: string | undefined },
+    seen: Pick<Status, 'lastCommit' | 'lastBuildJob' | 'polledAt' | 'ignoredTags'>,
   ): Promise<void> {
     const { name, namespace, generation } = pipeline.metadata
     const before = pipeline.status
-    const status: Pipeline['status'] = {
+    const status: Status = {
       ...(generation !== undefined && { observedGeneration: generation }),
       ...(seen.lastCommit !== undefined && { lastCommit: seen.lastCommit }),
       ...(seen.lastBuildJob !== undefined && { lastBuildJob: seen.lastBuildJob }),
-      polledAt: before?.polledAt ?? new Date(clock.now()).toISOString(),
+      ...(seen.polledAt !== undefined && { polledAt: seen.polledAt }),
+      ...(seen.ignoredTags !== undefined && { ignoredTags: seen.ignoredTags }),
       conditions: standingConditions(before?.conditions ?? [], standing, generation, clock.now()),
     }
     if (isDeepStrictEqual(before, status)) return
