@@ -75,13 +75,16 @@ function prune(schema: unknown): unknown {
   return result
 }
 
-/** A number or a text: Kubernetes wants the types in an anyOf of its own, and the pattern beside them. */
+/** A number or a text: Kubernetes wants the types in an anyOf of its own, and bounds and pattern beside them. */
 function intOrString(node: Json): Json {
   const alternatives = (node.anyOf ?? node.oneOf) as Json[]
   const text = alternatives.find((alternative) => alternative.type === 'string')
+  const { minimum, maximum } = prune(alternatives.find((alternative) => alternative.type === 'integer')) as Json
   return {
     'x-kubernetes-int-or-string': true,
     anyOf: [{ type: 'integer' }, { type: 'string' }],
+    ...(minimum !== undefined && { minimum }),
+    ...(maximum !== undefined && { maximum }),
     ...(text?.pattern !== undefined && { pattern: text.pattern }),
     ...(node.description !== undefined && { description: node.description }),
     ...(node.default !== undefined && { default: node.default }),
