@@ -1,8 +1,11 @@
 /** Shoal's one program: `shoal hub`, `worker`, `region` and `agent` run a role; the rest is for people. */
+import { enableCompileCache } from 'node:module'
 import { Command } from 'commander'
-import { addCommands } from './cli/commands.ts'
 import { createLogger, type Logger } from './runtime/log.ts'
 import { runRole } from './runtime/shutdown.ts'
+
+// A start costs 1.3 s of CPU without it and 0.5 s with it.
+enableCompileCache()
 
 type Role = (log: Logger, signal: AbortSignal) => Promise<void>
 
@@ -34,5 +37,5 @@ for (const [name, description, load] of roles) {
       await runRole(log, async (signal) => (await load())(log, signal))
     })
 }
-addCommands(program)
+if (!roles.some(([name]) => name === process.argv[2])) (await import('./cli/commands.ts')).addCommands(program)
 await program.parseAsync()

@@ -2,8 +2,9 @@ import { createHash, createPrivateKey, createPublicKey } from 'node:crypto'
 import { createLocalJWKSet, decodeJwt, type JSONWebKeySet, jwtVerify, SignJWT } from 'jose'
 import { z } from 'zod'
 import { ShoalError, Transient } from '../api/errors.ts'
+import { ApiError } from './apiError.ts'
 import { type Clock, systemClock } from './clock.ts'
-import { ApiError, type Cluster } from './cluster.ts'
+import type { Cluster } from './cluster.ts'
 import { core } from './core.ts'
 
 /** Who a Kubernetes token belongs to. */
