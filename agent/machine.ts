@@ -15,7 +15,7 @@ import { Release, releaseName, removeReleases } from './releases.ts'
 import { type FetchProgress, reportGoal, reportRefusal } from './report.ts'
 import type { PlaceStatus } from './supervisor/protocol.ts'
 
-const lookMs = 250
+const lookMs = 500
 const superviseMs = 5000
 
 interface MachineOptions {

@@ -13,7 +13,7 @@ export interface RegionRoutesOptions {
   tokens: TokenReviewer
   /** Called with the artifacts whose replicas changed, once that is in the database. */
   onChange?: (artifacts: { namespace: string; name: string }[]) => void
-  /** How soon a region may ask again. Default 500. */
+  /** How soon a region may ask again. Default 1,000. */
   pollAfterMs?: number
 }
 
@@ -42,7 +42,7 @@ export function registerRegionRoutes(server: Server, options: RegionRoutesOption
     return {
       region: { name, cordoned, spec: region.spec },
       work: await Promise.all(due.map((work) => withSource(work, source))),
-      pollAfterMs: options.pollAfterMs ?? 500,
+      pollAfterMs: options.pollAfterMs ?? 1000,
     }
   })
 

@@ -280,8 +280,8 @@ class Assembly {
       LISTEN: listen,
       ADVERTISE_URL: url,
       // Someone is watching: 20 machines may ask more often than 20,000.
-      AGENT_POLL: '1s',
-      ANNOUNCE: '2s',
+      AGENT_POLL: '2s',
+      ANNOUNCE: '3s',
       TLS_CERT: certificate.certFile,
       TLS_KEY: certificate.keyFile,
     }
