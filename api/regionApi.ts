@@ -12,6 +12,8 @@ import { Region } from './region.ts'
 export const regionNamespace = (region: string) => `shoal-region-${region}`
 /** The namespace of a region's own API server that holds its mirrors. */
 export const mirrorNamespace = (region: string) => `shoal-mirror-${region}`
+/** Set on a region's copies of RegionalGoalStates, to the region's name. */
+export const mirrorLabel = 'shoal.dev/mirror'
 /** The ConfigMap in `shoal-region-<name>` whose data.envelope is the region's signed index. */
 export const indexName = 'shoal-index'
 

@@ -10,6 +10,7 @@ import { GoalState, GoalStateRevision } from '../api/goalState.ts'
 import type { Kind, ObjectOf } from '../api/kind.ts'
 import { Pipeline } from '../api/pipeline.ts'
 import { Region } from '../api/region.ts'
+import { mirrorLabel } from '../api/regionApi.ts'
 import { RegionalGoalState } from '../api/regionalGoalState.ts'
 import { probeAnswer } from '../api/workerApi.ts'
 import { Replicas } from '../artifacts/replicas.ts'
@@ -31,7 +32,7 @@ import { registerRegionRoutes } from '../controllers/region/routes.ts'
 import { HealthChecker } from '../queue/healthChecker.ts'
 import { ApiClient } from '../runtime/apiClient.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
-import { Cluster } from '../runtime/cluster.ts'
+import { Cluster, type Selection } from '../runtime/cluster.ts'
 import { core } from '../runtime/core.ts'
 import { loadSigningKey } from '../runtime/dsse.ts'
 import { runElected } from '../runtime/elector.ts'
@@ -82,9 +83,9 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   await migrate(replication, 'artifacts')
 
   const reflectors: Reflector<{ metadata: { name: string } }>[] = []
-  const reflect = <K extends Kind>(kind: K): Reflector<ObjectOf<K>> => {
+  const reflect = <K extends Kind>(kind: K, selection: Selection = {}): Reflector<ObjectOf<K>> => {
     const parse = (object: unknown) => kind.parse(object) as ObjectOf<K>
-    const reflector = new Reflector<ObjectOf<K>>({ cluster, resource: kind, parse, log })
+    const reflector = new Reflector<ObjectOf<K>>({ cluster, resource: kind, selection, parse, log })
     reflectors.push(reflector as unknown as Reflector<{ metadata: { name: string } }>)
     return reflector
   }
@@ -94,7 +95,8 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   const regions = reflect(Region)
   const goals = reflect(GoalState)
   const goalRevisions = reflect(GoalStateRevision)
-  const regionals = reflect(RegionalGoalState)
+  // Where one cluster is hub and region, the region's copies are beside what the hub wrote, and say nothing.
+  const regionals = reflect(RegionalGoalState, { labelSelector: `!${mirrorLabel}` })
   const configRepos = reflect(ConfigRepo)
 
   const readSecret = async (namespace: string, name: string) => {

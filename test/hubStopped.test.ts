@@ -10,6 +10,7 @@ import { pushAndBuild } from '../hack/story/push.ts'
 import { commitNext } from '../hack/story/story.ts'
 import { bringUp } from './system.ts'
 
+// timeout: 300 s
 const test = suite('hub stopped in the middle of a rollout')
 
 const indexLifetimeMs = 6000
@@ -17,7 +18,7 @@ const indexLifetimeMs = 6000
 test('grants end within one index lifetime, machines run on, and it goes on when the hub is back', async () => {
   await using up = await bringUp(
     { regions: ['eu-west', 'us-east'], machinesPerRegion: 6 },
-    { ownServers: ['us-east'], settings: { hub: { INDEX_EVERY: '2s' }, region: { INDEX_LIFETIME: '6s' } } },
+    { ownServers: ['us-east'], settings: { hub: { INDEX_RENEW: '2s' }, region: { INDEX_LIFETIME: '6s' } } },
   )
   await up.explain(async () => {
     const { system, kube, progress } = up

@@ -8,7 +8,7 @@ import { isDeepStrictEqual } from 'node:util'
 import { z } from 'zod'
 import type { MachineCounts, MachineFailure } from '../../api/goalState.ts'
 import { objectMeta } from '../../api/meta.ts'
-import { indexName, mirrorNamespace, regionNamespace } from '../../api/regionApi.ts'
+import { indexName, mirrorLabel, mirrorNamespace, regionNamespace } from '../../api/regionApi.ts'
 import { RegionalGoalState } from '../../api/regionalGoalState.ts'
 import { type GoalPayload, type IndexPayload, openGoal, openIndex } from '../../rollout/envelope.ts'
 import type { Clock } from '../../runtime/clock.ts'
@@ -156,7 +156,7 @@ export class GoalMirror {
     const namespace = mirrorNamespace(region)
     if (!(await own.get(core.Namespace, undefined, namespace)))
       await own.apply(core.Namespace, { metadata: { name: namespace } }, { fieldManager: mirrorManager })
-    const labels = metadata.labels ?? {}
+    const labels = { ...metadata.labels, [mirrorLabel]: region }
     const copy = RegionalGoalState.make({ name, namespace, labels }, spec)
     await own.apply(RegionalGoalState, copy, { fieldManager: mirrorManager })
   }
