@@ -73,7 +73,7 @@ export async function startSystem(options: SystemOptions): Promise<System> {
   const programs = new Programs(parts.authority.ca)
   stack.use(programs)
   const state = await new Assembly(options, parts, programs).assemble()
-  state.startSeconds = (performance.now() - begun) / 1000
+  state.startSeconds = Math.round((performance.now() - begun) / 10) / 100
   const owned = stack.move()
   return {
     state,
