@@ -15,6 +15,7 @@ import {
 } from '../api/fleetApi.ts'
 import { hashOutput } from '../artifacts/hashOutput.ts'
 import { freePort, type Program, startProgram, temporaryDir, until } from '../hack/parts/process.ts'
+import { reachableNode } from '../hack/parts/reachableNode.ts'
 import { type GoalPayload, hashTemplate, signGoal, signIndex, type Template } from '../rollout/envelope.ts'
 import { createAuthority, createServerCertificate } from '../runtime/certificates.ts'
 import { generateSigningKey, loadSigningKey } from '../runtime/dsse.ts'
@@ -220,7 +221,7 @@ export class TestRegion implements AsyncDisposable {
       key: keys.privateKeyPem,
       namespaces: ['team'],
       labels: { app: 'web' },
-      env: { NODE: process.execPath, WEB_PORT: String(port), ...env },
+      env: { NODE: reachableNode(), WEB_PORT: String(port), ...env },
       fleetUrls: ['https://127.0.0.1:9', this.url],
       fleetCa: this.ca,
       hubKeys: [this.hubPublicKey],

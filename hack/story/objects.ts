@@ -1,6 +1,7 @@
 import { ConfigRepo } from '../../api/configRepo.ts'
 import { GoalState } from '../../api/goalState.ts'
 import { Pipeline } from '../../api/pipeline.ts'
+import { reachableNode } from '../parts/reachableNode.ts'
 import type { SystemState } from './state.ts'
 
 /** The one pipeline, goal and place of the demo. */
@@ -20,7 +21,7 @@ export function pipeline(state: Pick<SystemState, 'namespace' | 'shape' | 'repos
         pollInterval: '10m',
         webhookSecretRef: { name: 'web-webhook' },
       },
-      build: { command, output, timeout: '30m', env: [{ name: 'NODE', value: process.execPath }] },
+      build: { command, output, timeout: '30m', env: [{ name: 'NODE', value: reachableNode() }] },
     },
   )
 }
