@@ -112,9 +112,11 @@ test('a leader whose requests hang stops in time too', async () => {
 
 test('while a leader takes its time to stop, its lease is kept', async () => {
   await using at = election()
-  const a = await at.join('a', { stopMs: 1500 })
+  // Long enough that a busy machine does not lose it by itself.
+  const unhurried = { leaseMs: 2500, renewDeadlineMs: 2000 }
+  const a = await at.join('a', { ...unhurried, stopMs: 4000 })
   await leads(at.leading, 'a')
-  await at.join('b')
+  await at.join('b', unhurried)
   await a.stop()
   await leads(at.leading, 'b')
   assert.is(at.most(), 1)
