@@ -43,7 +43,11 @@ export async function replicate(
   if (there !== 'same' || options.replace) {
     // an object at the key would win over the new one
     if (there !== 'nothing') await store.delete(blob.key)
-    await copyBlob(store, blob, source, options)
+    await copyBlob(store, blob, source, options).catch(async (error: unknown) => {
+      // Another replica of the region, on the same upload, may have completed it under our hands.
+      options.signal.throwIfAborted()
+      if ((await whatIsThere(store, blob)) !== 'same') throw error
+    })
   }
   options.onBytes?.(blob.sizeBytes)
   return checkReplica(store, blob, { allBytes: true, signal: options.signal })
