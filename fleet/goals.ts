@@ -35,7 +35,7 @@ export class Goals {
     return this.#offered
   }
 
-  /** Reads the rows again: another replica may have written them. What doesn't verify is left out. */
+  /** Reads the rows again: another replica may have written them. What doesn't verify (any more) is left out. */
   async refresh(): Promise<void> {
     const rows = await this.#database.query<GoalRow>(
       'SELECT namespace, name, sequence, envelope FROM goal WHERE NOT withdrawn LIMIT ?',
@@ -46,9 +46,20 @@ export class Goals {
       const key = `${namespace}/${name}`
       const known = this.#offered.get(key)
       if (known?.payload.sequence === sequence) offered.set(key, known)
-      else offered.set(key, { payload: openGoal(envelope, this.#keys), envelope })
+      else {
+        const payload = this.#verified(envelope)
+        if (payload) offered.set(key, { payload, envelope })
+      }
     }
     this.#offered = offered
+  }
+
+  #verified(envelope: string): GoalPayload | undefined {
+    try {
+      return openGoal(envelope, this.#keys)
+    } catch {
+      return undefined
+    }
   }
 
   /** Takes over what the hub signed; false when the region has a later one already. */

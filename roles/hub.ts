@@ -138,6 +138,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     regionalGoals: new RegionalGoals({ cluster, reflector: regionals, signingKey }),
     regions: directory,
     requestReplication: (namespace, name) => artifactController.requestReplication(namespace, name),
+    checkReplica: (namespace, name, region) => replicas.checkNow({ namespace, name }, region),
   })
   goalRevisions.onChange((_key, revision) => {
     if (revision) goalStateController.notify(`${revision.metadata.namespace}/${revision.spec.goalRef}`)

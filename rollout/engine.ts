@@ -37,14 +37,15 @@ const smallRollout = 50
 
 /**
  * One step of a rollout. `elapsedMs` is the time since the last step during which this engine was able to act: soak
- * counts only that, so an outage never counts as time in which all was well.
+ * counts only that, so an outage never counts as time in which all was well. `unseen` are regions of the wave whose copy
+ * of the artifact is being looked at once more; they are told to wait.
  */
 export function advance(
   rollout: Pick<Rollout, 'waves' | 'failureThreshold' | 'progressDeadline'>,
   progress: Progress,
-  view: { reports: RegionReport[]; nowMs: number; elapsedMs: number },
+  view: { reports: RegionReport[]; unseen?: string[]; nowMs: number; elapsedMs: number },
 ): { progress: Progress; verdict: Verdict } {
-  const { reports, nowMs, elapsedMs } = view
+  const { reports, unseen = [], nowMs, elapsedMs } = view
   const failure = failureOf(rollout, reports)
   if (failure !== undefined) return { progress, verdict: { is: 'Failed', message: failure } }
   const wave = rollout.waves[progress.waveIndex]
@@ -58,7 +59,8 @@ export function advance(
     .filter(({ region }) => covers(wave, region))
     .find((report) => !isComplete(report, rollout, progress))
   if (lacking) {
-    const message = `${name}: ${missing(lacking, rollout, progress)}`
+    const looked = unseen.length > 0 ? `; looking at the copy in ${unseen.join(', ')} once more` : ''
+    const message = `${name}: ${missing(lacking, rollout, progress)}${looked}`
     // What soaked must stay healthy throughout.
     const waiting = { ...next, soakedMs: 0 }
     const late = nowMs - waiting.progressedAtMs > durationMs(rollout.progressDeadline)

@@ -42,6 +42,17 @@ for (const name of regions) {
   await api.createNamespace(regionNamespace(name))
 }
 
+/** The regions that look at their copy when they are asked to, and find it whole. */
+const looksAt = new Set(regions)
+let looks = 0
+async function foundWhole(namespace: string, name: string, region: string): Promise<void> {
+  const replicas = Artifact.parse(await cluster.get(Artifact, namespace, name)).status?.replicas ?? []
+  const checkedAt = new Date(Date.UTC(2026, 0, 1) + ++looks * 1000).toISOString()
+  const changed = replicas.map((replica) => (replica.region === region ? { ...replica, checkedAt } : replica))
+  const object = { metadata: { name, namespace }, status: { replicas: changed } }
+  await cluster.apply(Artifact, object, { fieldManager: 'test', subresource: 'status' })
+}
+
 /** A hub, as far as goals go; ended by the function it gives. */
 async function startHub(): Promise<() => Promise<void>> {
   const stop = new AbortController()
@@ -67,6 +78,9 @@ async function startHub(): Promise<() => Promise<void>> {
     regionalGoals: new RegionalGoals({ cluster, reflector: regionals, signingKey }),
     regions: directory,
     requestReplication: async () => undefined,
+    checkReplica: async (namespace, name, region) => {
+      if (looksAt.has(region)) await foundWhole(namespace, name, region)
+    },
     events: new EventRecorder({ cluster, component: 'test', log }),
     log,
     metrics,
@@ -194,15 +208,12 @@ test('until every region has the artifact nothing is propagated; then each regio
   await until('it waits for us', async () => (await condition(namespace, 'Reconciling'))?.message.includes('us'))
   assert.is(await regional(namespace, 'eu'), undefined)
   await replicate(namespace, 'web-1', regions)
-  const first = await until('eu is told', () => told(namespace, 'eu'))
+  const first = await until('eu is told to begin', async () => {
+    const payload = await told(namespace, 'eu')
+    return payload?.target.machines === 1 ? payload : undefined
+  })
   const other = await until('us is told', () => told(namespace, 'us'))
-  assert.equal(
-    [first.target, other.target],
-    [
-      { machines: 1, percent: 0 },
-      { machines: 0, percent: 0 },
-    ],
-  )
+  assert.equal([first.target.percent, other.target], [0, { machines: 0, percent: 0 }])
   await obey(namespace, 'eu')
   const raised = await until('the next wave', async () => {
     const payload = await told(namespace, 'us')
@@ -214,6 +225,26 @@ test('until every region has the artifact nothing is propagated; then each regio
   const { status } = (await read(namespace)) ?? {}
   assert.equal([status?.wave, status?.healthy, status?.history?.[0]?.outcome], ['2/2', 8, 'Succeeded'])
   assert.is(status?.lastGood?.artifact, 'web-1')
+})
+
+test('no machine changes before its region looked at its copy once more', async () => {
+  const namespace = await newNamespace()
+  await artifact(namespace, 'web-1')
+  looksAt.delete('us')
+  try {
+    await apply(namespace, 'web-1')
+    await until('the wave of us begins, and waits', async () => {
+      await obey(namespace, 'eu')
+      await obey(namespace, 'us')
+      return /wave 2.*the copy in us once more/.test((await condition(namespace, 'Reconciling'))?.message ?? '')
+    })
+    assert.equal((await told(namespace, 'eu'))?.target.percent, 100, 'other regions go on')
+    assert.equal((await told(namespace, 'us'))?.target, { machines: 0, percent: 0 })
+  } finally {
+    looksAt.add('us')
+  }
+  await foundWhole(namespace, 'web-1', 'us')
+  await rollOut(namespace, 'Ready', 'RolledOut')
 })
 
 test('a failure holds the template and goes back to the last that worked, as a new revision', async () => {
@@ -258,9 +289,10 @@ test('a hub that takes over goes on in the same wave, with the same revision', a
   const namespace = await newNamespace()
   await artifact(namespace, 'web-1')
   await apply(namespace, 'web-1')
-  await until('eu is told', () => told(namespace, 'eu'))
-  await obey(namespace, 'eu')
-  await until('the second wave', async () => (await told(namespace, 'us'))?.target.percent === 100)
+  await until('the second wave', async () => {
+    await obey(namespace, 'eu')
+    return (await told(namespace, 'us'))?.target.percent === 100
+  })
   const before = await told(namespace, 'us')
   await endHub()
   endHub = await startHub()

@@ -11,7 +11,7 @@ import { GoalState } from '../../api/goalState.ts'
 import { durationMs } from '../../api/meta.ts'
 import type { RegionalGoalState } from '../../api/regionalGoalState.ts'
 import { advance, type Verdict } from '../../rollout/engine.ts'
-import { regionsOf, rollbackWaves, targetOf } from '../../rollout/plan.ts'
+import { covers, regionsOf, rollbackWaves, targetOf } from '../../rollout/plan.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import type { Cluster } from '../../runtime/cluster.ts'
 import { Controller, type ReconcileResult } from '../../runtime/controller.ts'
@@ -22,6 +22,7 @@ import type { Reflector } from '../../runtime/reflector.ts'
 import type { RegionDirectory } from '../region/directory.ts'
 import { conflictOf } from './place.ts'
 import type { RegionalGoals } from './regional.ts'
+import { ReplicaGate } from './replicaGate.ts'
 import { type Hashed, type Revisions, templateOf } from './revisions.ts'
 import { endHistory, type GoalStatus, reportsOf, startRollout, statusOf } from './status.ts'
 
@@ -35,6 +36,8 @@ export interface GoalStateControllerOptions {
   regions: RegionDirectory
   /** For pipelines that replicate on deploy. */
   requestReplication: (namespace: string, artifact: string) => Promise<void>
+  /** Has a region look at its copy now. */
+  checkReplica: (namespace: string, artifact: string, region: string) => Promise<void>
   events: EventRecorder
   log: Logger
   metrics: Metrics
@@ -54,12 +57,14 @@ export class GoalStateController {
   readonly #options: GoalStateControllerOptions
   readonly #clock: Clock
   readonly #controller: Controller
+  readonly #replicas: ReplicaGate
   /** When each goal's engine was last stepped, on this process' monotonic clock. */
   readonly #steppedAt = new Map<string, number>()
 
   constructor(options: GoalStateControllerOptions) {
     this.#options = options
     this.#clock = options.clock ?? systemClock
+    this.#replicas = new ReplicaGate(options.checkReplica)
     this.#controller = new Controller({ ...options, name: 'goalstate', reconcile: (key) => this.#reconcile(key) })
     options.goals.onChange((key, goal, previous) => {
       if (!goal || goal.metadata.generation !== previous?.metadata.generation || goal.metadata.deletionTimestamp)
@@ -182,8 +187,7 @@ export class GoalStateController {
   /** Nothing is propagated until every region of the rollout has the artifact. */
   async #requireReplicas(goal: GoalState, regions: string[]): Promise<void> {
     const name = goal.spec.artifactRef.name
-    const replicas = this.#artifact(goal, name)?.status?.replicas ?? []
-    const lacking = regions.filter((region) => !replicas.some((r) => r.region === region && r.state === 'Replicated'))
+    const lacking = this.#replicas.lacking(this.#artifact(goal, name), regions)
     if (lacking.length === 0) return
     await this.#options.requestReplication(goal.metadata.namespace ?? '', name)
     throw this.#waiting(goal, 'WaitingForArtifact', `${name} is not yet in ${lacking.join(', ')}`)
@@ -213,7 +217,11 @@ export class GoalStateController {
     const waveIndex = Math.min(before.waveIndex ?? 0, waves.length)
     const halted = !before.rollback && this.#options.revisions.holdOf(goal, effective.template) !== undefined
     const previous = this.#previous(goal, before)
+    const unseen: string[] = []
     for (const region of regions) {
+      const mayRaise = await this.#mayRaise(goal, before, region)
+      const target = targetOf(waves, mayRaise ? waveIndex : -1, region)
+      if (!mayRaise && waves[waveIndex] && covers(waves[waveIndex], region)) unseen.push(region)
       await regionalGoals.tell(goal, {
         region,
         namespace: goal.metadata.namespace ?? '',
@@ -224,7 +232,7 @@ export class GoalStateController {
         template: wanted.template,
         templateHash: wanted.hash,
         ...(previous && { previous }),
-        target: targetOf(waves, waveIndex, region),
+        target,
         halted,
         rollback: before.rollback ?? false,
         maxUnavailable: goal.spec.rollout.maxUnavailable,
@@ -243,7 +251,8 @@ export class GoalStateController {
     }
     const reports = reportsOf(effective.revision, regions, regionalGoals.of(goal))
     const elapsedMs = sinceLast > longestStepMs ? 0 : sinceLast
-    const step = advance({ ...goal.spec.rollout, waves }, progress, { reports, nowMs: this.#clock.now(), elapsedMs })
+    const view = { reports, unseen, nowMs: this.#clock.now(), elapsedMs }
+    const step = advance({ ...goal.spec.rollout, waves }, progress, view)
     const status: GoalStatus = {
       ...before,
       waveIndex: step.progress.waveIndex,
@@ -255,6 +264,18 @@ export class GoalStateController {
       return { status: this.#complete(goal, status), verdict: step.verdict }
     if (step.verdict.is === 'Failed') await this.#fail(goal, status, step.verdict.message)
     return { status, verdict: step.verdict }
+  }
+
+  /**
+   * Whether a region's target may be more than zero. It stays so: halt and rollback need no bucket. All regions look at
+   * their copies when the rollout begins, while machines fetch.
+   */
+  async #mayRaise(goal: GoalState, { effective, rollback }: GoalStatus, region: string): Promise<boolean> {
+    const artifact = effective && this.#artifact(goal, effective.artifact)
+    if (!artifact || rollback) return true
+    const told = this.#options.regionalGoals.in(goal, region)?.spec
+    if (told?.revision === effective.revision && told.target !== '0') return true
+    return this.#replicas.passes(goal.metadata.uid ?? '', effective.revision, { artifact, region })
   }
 
   #effectiveTemplate(goal: GoalState, hash: string): Hashed | undefined {
@@ -318,6 +339,7 @@ export class GoalStateController {
   /** Stops managing: regions are told no more, machines go on running what they run. */
   async #release(goal: GoalState): Promise<undefined> {
     const { cluster, regionalGoals } = this.#options
+    this.#replicas.forget(goal.metadata.uid ?? '')
     for (const regional of regionalGoals.of(goal)) await regionalGoals.remove(regional)
     const { name, namespace, finalizers = [] } = goal.metadata
     if (!finalizers.includes(finalizer)) return
