@@ -1,6 +1,7 @@
-import { type Descriptor, pieceSizeBytes } from '../api/descriptor.ts'
-import { ShoalError, Transient } from '../api/errors.ts'
+import type { Descriptor } from '../api/descriptor.ts'
+import { Transient } from '../api/errors.ts'
 import type { AnnounceAnswer } from '../api/fleetApi.ts'
+import { getInto } from '../runtime/getInto.ts'
 import type { OriginSource } from '../swarm/originReader.ts'
 
 const timeoutMs = 60_000
@@ -45,32 +46,20 @@ export class OriginLease implements OriginSource {
     this.#readBytes += bytes
   }
 
-  async read(pieceIndex: number, signal: AbortSignal): Promise<Uint8Array> {
+  async read(pieceIndex: number, into: Uint8Array, signal: AbortSignal): Promise<void> {
     if (!this.held) throw new Transient('Unavailable', 'the origin lease has ended')
     const first = pieceIndex * this.#descriptor.pieceLengthBytes
-    const sizeBytes = pieceSizeBytes(this.#descriptor, pieceIndex)
-    const response = await fetch(this.#url, {
-      headers: { range: `bytes=${first}-${first + sizeBytes - 1}` },
+    await getInto(this.#url, {
+      headers: { range: `bytes=${first}-${first + into.length - 1}` },
       signal: AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]),
+      target: (status) => {
+        const whole = status === 200 && into.length === this.#descriptor.sizeBytes
+        if (status === 206 || whole) return into
+        throw new Transient('StoreUnreachable', `the store answered ${status}`)
+      },
+      onBytes: (bytes) => {
+        this.#readBytes += bytes
+      },
     })
-    const whole = response.status === 200 && sizeBytes === this.#descriptor.sizeBytes
-    if (response.status !== 206 && !whole) {
-      await response.body?.cancel()
-      throw new Transient('StoreUnreachable', `the store answered ${response.status}`)
-    }
-    return this.#collect(response, sizeBytes)
-  }
-
-  async #collect(response: Response, sizeBytes: number): Promise<Uint8Array> {
-    const bytes = new Uint8Array(sizeBytes)
-    let at = 0
-    for await (const chunk of response.body ?? []) {
-      this.#readBytes += chunk.length
-      if (at + chunk.length > sizeBytes) throw new ShoalError('TooLarge', 'the store sent more than was asked for')
-      bytes.set(chunk, at)
-      at += chunk.length
-    }
-    if (at !== sizeBytes) throw new Transient('StoreUnreachable', 'the store sent less than was asked for')
-    return bytes
   }
 }

@@ -78,16 +78,20 @@ async function copyBlob(store: Store, blob: ExpectedBlob, source: CopySource, op
   const isDone = (range: PartRange) => parts.get(range.number)?.sizeBytes === range.sizeBytes
   let copiedBytes = ranges.filter(isDone).reduce((sum, range) => sum + range.sizeBytes, 0)
   options.onBytes?.(copiedBytes)
+  const buffers: Uint8Array[] = []
 
   await forEachParallel(
     ranges.filter((range) => !isDone(range)),
     options.parallel ?? 4,
     async ({ number, first, sizeBytes }, signal) => {
-      const bytes = await retry(ATTEMPTS_PER_PART, signal, () => getRange(source.blobUrl, first, sizeBytes, signal))
+      const buffer = buffers.pop() ?? new Uint8Array(blob.partSizeBytes)
+      const bytes = buffer.subarray(0, sizeBytes)
+      await retry(ATTEMPTS_PER_PART, signal, () => getRange(source.blobUrl, first, bytes, signal))
       const sha256 = hash('sha256', bytes, 'base64')
       const etag = await retry(ATTEMPTS_PER_PART, signal, async () =>
         putPart(await store.presignPart({ key: blob.key, uploadId, number, sizeBytes, sha256 }), bytes, signal),
       )
+      buffers.push(buffer)
       parts.set(number, { number, etag, sha256, sizeBytes })
       copiedBytes += sizeBytes
       options.onBytes?.(copiedBytes)

@@ -1,4 +1,6 @@
+import { request } from 'undici'
 import { Transient } from '../api/errors.ts'
+import { getInto } from '../runtime/getInto.ts'
 import type { PresignedPart } from './store.ts'
 
 /** How long one part may take: 16 MiB at 140 KB/s. */
@@ -14,16 +16,16 @@ const bounded = (signal: AbortSignal) => AbortSignal.any([signal, AbortSignal.ti
 export async function putPart(part: PresignedPart, bytes: Uint8Array, signal: AbortSignal): Promise<string> {
   let refusal: string
   try {
-    const response = await fetch(part.url, {
+    const { statusCode, headers, body } = await request(part.url, {
       method: 'PUT',
       headers: part.headers,
-      body: bytes as Uint8Array<ArrayBuffer>,
+      body: bytes,
       signal: bounded(signal),
     })
-    const body = await response.text()
-    const etag = response.headers.get('etag')
-    if (response.ok && etag) return etag
-    refusal = `${response.status} ${/<Code>(\w+)<\/Code>/.exec(body)?.[1] ?? ''}`.trim()
+    const text = await body.text()
+    const { etag } = headers
+    if (statusCode === 200 && typeof etag === 'string') return etag
+    refusal = `${statusCode} ${/<Code>(\w+)<\/Code>/.exec(text)?.[1] ?? ''}`.trim()
   } catch (error) {
     signal.throwIfAborted()
     throw new Transient('StoreUnreachable', 'Uploading a part: the store does not answer.', { cause: error })
@@ -33,47 +35,47 @@ export async function putPart(part: PresignedPart, bytes: Uint8Array, signal: Ab
 }
 
 /**
- * Reads `sizeBytes` bytes from `first` on, of what a presigned URL gives. The URL is another region's, so a failure
+ * Fills `into` with the bytes from `first` on of what a presigned URL gives. The URL is another region's, so a failure
  * says nothing about our own store.
  *
  * @throws Transient `Unavailable`
  */
-export async function getRange(
-  url: string,
-  first: number,
-  sizeBytes: number,
-  signal: AbortSignal,
-): Promise<Uint8Array> {
-  const range = `bytes=${first}-${first + sizeBytes - 1}`
-  return get(url, { headers: { range }, status: 206, signal, fits: (size) => size === sizeBytes })
+export async function getRange(url: string, first: number, into: Uint8Array, signal: AbortSignal): Promise<void> {
+  const range = `bytes=${first}-${first + into.length - 1}`
+  await get(url, { range }, signal, (status, lengthBytes) =>
+    status === 206 && lengthBytes === into.length ? into : undefined,
+  )
 }
 
 /** A small object by its presigned URL. @throws Transient `Unavailable` */
 export async function getSmall(url: string, maxBytes: number, signal: AbortSignal): Promise<Uint8Array> {
-  return get(url, { headers: {}, status: 200, signal, fits: (size) => size <= maxBytes })
+  return get(url, {}, signal, (status, lengthBytes) =>
+    status === 200 && lengthBytes <= maxBytes ? new Uint8Array(lengthBytes) : undefined,
+  )
 }
 
-interface GetOptions {
-  headers: Record<string, string>
-  status: number
-  signal: AbortSignal
-  fits: (sizeBytes: number) => boolean
-}
-
-async function get(url: string, { headers, status, signal, fits }: GetOptions): Promise<Uint8Array> {
-  let refusal: string
+async function get(
+  url: string,
+  headers: Record<string, string>,
+  signal: AbortSignal,
+  target: (status: number, lengthBytes: number) => Uint8Array | undefined,
+): Promise<Uint8Array> {
   try {
-    const response = await fetch(url, { headers, signal: bounded(signal) })
-    const length = Number(response.headers.get('content-length') ?? Number.NaN)
-    if (response.status === status && fits(length)) {
-      const bytes = await response.bytes()
-      if (fits(bytes.length)) return bytes
-    }
-    await response.body?.cancel().catch(() => {})
-    refusal = `${response.status}, ${length} bytes`
+    return await getInto(url, {
+      headers,
+      signal: bounded(signal),
+      target(status, lengthBytes) {
+        const into = target(status, lengthBytes)
+        if (into) return into
+        throw new Transient(
+          'Unavailable',
+          `The source store answered otherwise than asked (${status}, ${lengthBytes} bytes).`,
+        )
+      },
+    })
   } catch (error) {
     signal.throwIfAborted()
+    if (error instanceof Transient) throw error
     throw new Transient('Unavailable', 'The source store does not answer.', { cause: error })
   }
-  throw new Transient('Unavailable', `The source store answered otherwise than asked (${refusal}).`)
 }

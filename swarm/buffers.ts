@@ -1,7 +1,8 @@
 /**
  * Memory for pieces. Shared, so that the hash worker reads it without a copy; counted, so that a buffer returns to
  * the pool only when the socket has sent its last slice; pooled, because touching fresh memory costs more than
- * receiving into it.
+ * receiving into it; growable, though nothing grows it, because V8 puts growable memory at the start of a page, as
+ * direct writes want it.
  */
 export interface PieceBuffer {
   readonly bytes: Uint8Array
@@ -21,7 +22,10 @@ export class PieceBuffers {
   acquire(sizeBytes: number): PieceBuffer {
     const capacity = 2 ** Math.ceil(Math.log2(sizeBytes))
     const buffer = this.#free.get(capacity)?.pop()
-    if (!buffer) return { bytes: new Uint8Array(new SharedArrayBuffer(capacity)), uses: 1 }
+    if (!buffer) {
+      const memory = new SharedArrayBuffer(capacity, { maxByteLength: capacity })
+      return { bytes: new Uint8Array(memory, 0, capacity), uses: 1 }
+    }
     this.#freeBytes -= capacity
     buffer.uses = 1
     return buffer

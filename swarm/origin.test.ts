@@ -7,14 +7,15 @@ const test = suite('origin')
 const sample = sampleArtifact({ 'bin/x': 5_000_001, b: 3 }, 64 << 10)
 const { pieceLengthBytes, pieceCount, sizeBytes } = sample.descriptor
 const piece = (index: number) => sample.blob.subarray(index * pieceLengthBytes, (index + 1) * pieceLengthBytes)
+const read = async (index: number, into: Uint8Array) => into.set(piece(index))
 
 test('one machine reads the store once and the others get it from peers', async () => {
   await using playground = await Playground.create()
   const reads = new Map<number, number>()
   const origin = {
-    read: async (index: number) => {
+    read: async (index: number, into: Uint8Array) => {
       reads.set(index, (reads.get(index) ?? 0) + 1)
-      return piece(index)
+      await read(index, into)
     },
   }
   const nodes = await Promise.all([0, 1, 2].map(() => playground.node()))
@@ -40,9 +41,9 @@ test('what peers have is not read from the store', async () => {
   leech.addPeers([seed.address])
   await until(() => leech.stats().peers > 0, 'connected')
   leech.setOrigin({
-    read: async (index) => {
+    read: async (index, into) => {
       reads++
-      return piece(index)
+      await read(index, into)
     },
   })
   await within(leech.done, 'done')
@@ -52,12 +53,14 @@ test('what peers have is not read from the store', async () => {
 test('a lease covers only its pieces, and withdrawing it aborts what is being read', async () => {
   await using playground = await Playground.create()
   const leech = await playground.open(await playground.node(), sample)
-  leech.setOrigin({ read: async (index) => piece(index), allows: (index) => index < 10 })
+  leech.setOrigin({ read, allows: (index) => index < 10 })
   await until(() => leech.have().pieces === 10, 'ten pieces')
   let aborted = 0
   leech.setOrigin({
-    read: (_, signal) =>
-      new Promise((__, reject) => signal.addEventListener('abort', () => reject(new Error(`aborted ${++aborted}`)))),
+    read: (_index, _into, signal) =>
+      new Promise((_resolve, reject) =>
+        signal.addEventListener('abort', () => reject(new Error(`aborted ${++aborted}`))),
+      ),
   })
   leech.setOrigin(undefined)
   await until(() => aborted === 4, 'reads are aborted')
@@ -65,16 +68,16 @@ test('a lease covers only its pieces, and withdrawing it aborts what is being re
   assert.is(leech.missing().length, pieceCount - 10)
 })
 
-test('wrong or short bytes from the store are never kept, and it is tried again later', async () => {
+test('wrong bytes from the store, or none, are never kept, and it is tried again later', async () => {
   await using playground = await Playground.create()
   let reads = 0
   const leech = await playground.open(await playground.node(), sample)
   leech.setOrigin({
-    read: async (index) => {
+    read: async (index, into) => {
       reads++
-      if (reads === 1) return Buffer.alloc(pieceLengthBytes)
-      if (reads === 2) return piece(index).subarray(1)
-      return piece(index)
+      if (reads === 1) into.fill(0)
+      else if (reads === 2) throw new Error('the store hung up')
+      else await read(index, into)
     },
   })
   await within(leech.done, 'done')
@@ -89,7 +92,7 @@ test('a node carries several swarms, and refuses to open one twice', async () =>
   const taker = await playground.node()
   for (const each of samples) {
     const swarm = await playground.open(giver, each)
-    swarm.setOrigin({ read: async (i) => each.blob.subarray(i * (32 << 10), (i + 1) * (32 << 10)) })
+    swarm.setOrigin({ read: async (i, into) => into.set(each.blob.subarray(i * (32 << 10), (i + 1) * (32 << 10))) })
   }
   const swarms = await Promise.all(samples.map((each) => playground.open(taker, each)))
   for (const swarm of swarms) swarm.addPeers([{ host: '127.0.0.1', port: giver.port }])

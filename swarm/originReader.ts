@@ -11,8 +11,8 @@ const PATIENCE_MS = 5000
 
 /** Reads pieces from the region's bucket, for as long as its owner has the lease. */
 export interface OriginSource {
-  /** Exactly this piece's bytes. Rejects when the signal aborts. */
-  read(pieceIndex: number, signal: AbortSignal): Promise<Uint8Array>
+  /** Fills `into` with this piece's bytes. Rejects when the signal aborts, and writes nothing after that. */
+  read(pieceIndex: number, into: Uint8Array, signal: AbortSignal): Promise<void>
   /** Whether the lease covers this piece; all, by default. */
   allows?(pieceIndex: number): boolean
 }
@@ -89,9 +89,7 @@ export class OriginReader {
     const sizeBytes = this.#o.pieceSizeBytes(index)
     const buffer = this.#o.buffers.acquire(sizeBytes)
     try {
-      const bytes = await source.read(index, abort.signal)
-      if (bytes.length !== sizeBytes) throw new Error(`the origin gave ${bytes.length} bytes instead of ${sizeBytes}`)
-      buffer.bytes.set(bytes)
+      await source.read(index, buffer.bytes.subarray(0, sizeBytes), abort.signal)
       if (!(await this.#o.verify(index, buffer))) {
         this.wastedBytes += sizeBytes
         throw new Error('the origin gave other bytes than were built')
