@@ -5,7 +5,7 @@
  * agents. The tracker's table is in `tracker.ts`. Used by the agent and, for the tracker, the fleet server.
  */
 import { randomBytes } from 'node:crypto'
-import { connect, createServer, type Server, type Socket } from 'node:net'
+import { connect, createServer, type Server, Socket, type SocketConstructorOpts } from 'node:net'
 import { ShoalError } from '../api/errors.ts'
 import type { Address } from './addresses.ts'
 import { PieceBuffers, PieceCache } from './buffers.ts'
@@ -73,7 +73,7 @@ export class SwarmNode implements AsyncDisposable {
   }
 
   static async listen(o: NodeOptions): Promise<SwarmNode> {
-    const server = createServer()
+    const server = createServer({ pauseOnConnect: true })
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject)
       server.listen({ host: o.host, port: o.port }, () => {
@@ -132,9 +132,9 @@ export class SwarmNode implements AsyncDisposable {
     await this.#hasher[Symbol.asyncDispose]()
   }
 
-  #accept(socket: Socket): void {
+  #accept(accepted: Socket): void {
     if (this.#halfOpen >= MAX_HALF_OPEN) {
-      socket.destroy()
+      accepted.destroy()
       return
     }
     this.#halfOpen++
@@ -143,10 +143,15 @@ export class SwarmNode implements AsyncDisposable {
       if (open) this.#halfOpen--
       open = false
     }
-    const peer = new Peer({
+    const address = { host: plainHost(accepted.remoteAddress), port: accepted.remotePort ?? 0 }
+    const socket = withReadBuffer(accepted, (chunk) => {
+      peer.read(chunk)
+      if (peer.joined) settled()
+    })
+    const peer: Peer = new Peer({
       socket,
       dialled: false,
-      address: { host: plainHost(socket.remoteAddress), port: socket.remotePort ?? 0 },
+      address,
       clock: this.#clock,
       resolve: (infoHash) => this.#swarms.get(infoHash),
       onClose: (closed, reason) => {
@@ -156,27 +161,12 @@ export class SwarmNode implements AsyncDisposable {
       },
     })
     this.#peers.add(peer)
-    socket.on('data', (chunk: Buffer) => {
-      peer.read(chunk)
-      if (peer.joined) settled()
-    })
   }
 
   #dial(swarm: Swarm, address: Address): Peer {
-    // one buffer for all reads of this connection: blocks are copied out of it into their pieces
-    const buffer = Buffer.allocUnsafeSlow(READ_BYTES)
-    const socket = connect({
-      host: address.host,
-      port: address.port,
-      onread: {
-        buffer,
-        callback: (bytes) => {
-          peer.read(buffer.subarray(0, bytes))
-          return true
-        },
-      },
-    })
-    const peer = new Peer({
+    const onread = readBuffer((chunk) => peer.read(chunk))
+    const socket = connect({ host: address.host, port: address.port, onread })
+    const peer: Peer = new Peer({
       socket,
       dialled: true,
       address: { host: address.host, port: address.port },
@@ -191,6 +181,31 @@ export class SwarmNode implements AsyncDisposable {
     socket.once('connect', () => peer.greet(swarm))
     return peer
   }
+}
+
+/** One buffer for all reads of a connection: blocks are copied out of it into their pieces. */
+function readBuffer(read: (chunk: Buffer) => void) {
+  const buffer = Buffer.allocUnsafeSlow(READ_BYTES)
+  const callback = (bytes: number) => {
+    read(buffer.subarray(0, bytes))
+    return true
+  }
+  return { buffer, callback }
+}
+
+/**
+ * The connection of a socket that a server accepted paused, with a read buffer. Node has that option for sockets that
+ * dial only, and gives the others 64 KiB of fresh memory a read, which is most of what its collector then has to do.
+ */
+function withReadBuffer(
+  accepted: Socket & { _handle?: SocketConstructorOpts['handle'] | null },
+  read: (chunk: Buffer) => void,
+): Socket {
+  const handle = accepted._handle
+  accepted._handle = null
+  const socket = new Socket({ handle: handle ?? undefined, onread: readBuffer(read) })
+  // The server counts the first one.
+  return socket.once('close', () => accepted.destroy())
 }
 
 /** Node writes IPv4 peers of a dual-stack socket as `::ffff:a.b.c.d`. */
