@@ -120,12 +120,13 @@ export function pieceSizeBytes(descriptor: Descriptor, index: number): number {
 }
 
 /**
- * About a thousand pieces or more, where the makespan of a swarm is within 2 % of the least (Mundinger, Weber, Weiss
- * 2008), between 256 KiB and 4 MiB: 1 GiB is 1,024 × 1 MiB, 10 GiB is 2,560 × 4 MiB.
+ * From 256 KiB to 4 MiB, so that there are 256 to 512 pieces or, beyond 2 GiB, more: a swarm of 20,000 needs 1 + 14 / pieces
+ * of the least time (Mundinger, Weber, Weiss 2008), and each piece costs a hash, a write and a message to every peer: with
+ * pieces of 256 KiB 20 machines of 2 cores fetched 150 MB in 16 s, with 1 MiB in 10.
  */
 export function suggestPieceLengthBytes(sizeBytes: number): number {
   let length = 256 << 10
-  while (length < 4 << 20 && sizeBytes / length > 1024) length *= 2
+  while (length < 4 << 20 && sizeBytes / length > 512) length *= 2
   return length
 }
 
