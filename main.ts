@@ -1,6 +1,7 @@
 /** Shoal's one program: `shoal hub`, `worker`, `region` and `agent` run a role; the rest is for people. */
 import { enableCompileCache } from 'node:module'
 import { Command } from 'commander'
+import { errorCodes, ShoalError } from './api/errors.ts'
 import { createLogger, type Logger } from './runtime/log.ts'
 import { runRole } from './runtime/shutdown.ts'
 
@@ -38,4 +39,10 @@ for (const [name, description, load] of roles) {
     })
 }
 if (!roles.some(([name]) => name === process.argv[2])) (await import('./cli/commands.ts')).addCommands(program)
-await program.parseAsync()
+try {
+  await program.parseAsync()
+} catch (error) {
+  if (!(error instanceof ShoalError)) throw error
+  console.error(`shoal: ${error.message} (${error.code}: ${errorCodes[error.code].action})`)
+  process.exitCode = 1
+}

@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { chmod, readFile, readlink } from 'node:fs/promises'
+import { chmod, readFile, readlink, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { suite } from 'uvu'
@@ -94,6 +94,23 @@ test('an application that would be root, or another’s user, is not started', a
   const report = await machine.reached('Failed', 1)
   assert.match(report.message ?? '', process.getuid?.() === 0 ? /may not run as root/ : /only root/)
   assert.not(existsSync(machine.current))
+})
+
+test('a supervisor whose place was deleted starts nothing again, and ends; what runs is left alone', async () => {
+  await using world = await TestRegion.create()
+  const machine = await world.machine('m1')
+  world.deploy(1, await world.release('one'))
+  machine.start()
+  const pid = Number(await machine.runs('one'))
+  await machine.reached('Healthy', 1)
+  const supervisor = await machine.supervisorPid()
+  await machine.agent?.kill()
+  await rm(machine.dataDir, { recursive: true })
+  assert.is(await machine.ask(), 'one')
+  assert.ok(identify(supervisor))
+  process.kill(pid, 'SIGKILL')
+  await until('the supervisor has ended', () => identify(supervisor) === undefined)
+  assert.is(await machine.ask(), undefined)
 })
 
 test('an enrolment whose key others can read is refused', async () => {

@@ -68,7 +68,7 @@ const secret = readFileSync(join(control, placeFiles.lock), 'utf8').trim()
 await lock(secret)
 const mark = `SHOAL_MARK=${createHash('sha256').update(secret).digest('hex').slice(0, 24)}`
 log('starting')
-const place = await Place.open(dir, mark, log)
+const place = await Place.open(dir, { mark, log, over: () => process.exit(0) })
 const end = async () => {
   await place.shutdown()
   process.exit(0)

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { uptime } from 'node:os'
 import { join, relative } from 'node:path'
@@ -64,15 +65,18 @@ export class Place {
     this.#state = o.state
   }
 
-  /** Takes the place over from whoever had it: ends with the accepted release running, or goes on with an activation. */
-  static async open(dir: string, mark: string, log: Log): Promise<Place> {
+  /**
+   * Takes the place over from whoever had it: ends with the accepted release running, or goes on with an activation.
+   * `over` is called when nothing runs here any more and the folder was deleted.
+   */
+  static async open(dir: string, { mark, log, over }: { mark: string; log: Log; over: () => void }): Promise<Place> {
     await removeLeftovers(join(dir, placeFiles.current))
     const stateFile = join(dir, placeFiles.control, placeFiles.state)
     await removeLeftovers(stateFile)
     const state = ((await readJson(stateFile)) ?? {}) as PlaceState
     const place = new Place(dir, mark, { log, state })
     await place.#recover()
-    void place.#keepRunning()
+    void place.#keepRunning(over)
     return place
   }
 
@@ -260,8 +264,8 @@ export class Place {
     return undefined
   }
 
-  /** Starts the accepted release again when it ended, and keeps its log short. */
-  async #keepRunning(): Promise<void> {
+  /** Starts the accepted release again when it ended, and keeps its log short; until the place's folder is gone. */
+  async #keepRunning(over: () => void): Promise<void> {
     for (let tick = 0; !this.#ending; tick++) {
       await delay(250)
       if (tick % 4 === 0)
@@ -274,6 +278,7 @@ export class Place {
       const ranMs = performance.now() - this.#startedMs
       if (ranMs > restartMs.forgottenAfter) this.#restartAfterMs = restartMs.first
       if (ranMs < this.#restartAfterMs) continue
+      if (!existsSync(join(this.#dir, placeFiles.control))) return over()
       this.#log('the application ended', { how: this.#application?.end })
       this.#restartAfterMs = Math.min(2 * this.#restartAfterMs, restartMs.last)
       await this.#replaceBy(accepted, accepted).catch((error: unknown) => this.#failedToStart(error))
