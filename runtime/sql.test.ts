@@ -149,7 +149,7 @@ async function faultyLine() {
   const target = new URL(url)
   const lines = new Set<{ near: Socket; dead: boolean }>()
   /** With the byte that says a statement follows: READ COMMITTED has the word too. */
-  const faults = { breakAfter: undefined as string | undefined }
+  const faults = { breakAfter: undefined as RegExp | undefined }
   const tcp = createServer((near) => {
     const line = { near, dead: false }
     lines.add(line)
@@ -158,7 +158,7 @@ async function faultyLine() {
     near.on('data', (chunk) => {
       if (line.dead) return
       far.write(chunk)
-      if (faults.breakAfter === undefined || !chunk.includes(faults.breakAfter)) return
+      if (faults.breakAfter === undefined || !faults.breakAfter.test(chunk.toString('latin1'))) return
       faults.breakAfter = undefined
       line.dead = true
       // Not before the server has done what it was told.
@@ -196,6 +196,9 @@ test('a connection that went dead fails one statement, not the next', async () =
 
 test('when the answer to COMMIT is lost, only work said to be idempotent is run again', async () => {
   await using line = await faultyLine()
+  // MySQL's clients put the number of query attributes, none, before the text.
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: it is how the packet begins
+  const commit = /\x03(\x00\x01)?COMMIT/
   let runs = 0
   const add = async (tx: Sql) => {
     runs++
@@ -203,10 +206,10 @@ test('when the answer to COMMIT is lost, only work said to be idempotent is run 
   }
   const balance = async () =>
     (await sql.query<{ balance: number }>('SELECT balance FROM account WHERE id = 1'))[0]?.balance
-  line.faults.breakAfter = '\x03COMMIT'
+  line.faults.breakAfter = commit
   await rejects(line.database.transaction(add), code('Unavailable'))
   assert.equal([runs, await balance()], [1, 101], 'it was committed all the same')
-  line.faults.breakAfter = '\x03COMMIT'
+  line.faults.breakAfter = commit
   await line.database.transaction(add, { idempotent: true })
   assert.equal([runs, await balance()], [3, 103])
 })
