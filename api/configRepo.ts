@@ -7,7 +7,7 @@ const spec = z.object({
   branch: z.string().min(1).max(256).default('main'),
   path: z.string().max(1024).default('.'),
   interval: duration.default('60s'),
-  prune: z.boolean().default(false),
+  prune: z.boolean().default(false).describe('Not acted on yet: what leaves the repository stays.'),
   serviceAccountName: name.describe('What is merged is applied with this ServiceAccount’s rights, in this namespace.'),
   webhookSecretRef: nameRef.optional(),
   credentialsSecretRef: nameRef.optional(),

@@ -6,7 +6,11 @@ const source = z.object({
   url: z.string().min(1).max(2048).describe('The git repository, as git clone takes it.'),
   branches: z.array(z.string().max(256)).max(64).default(['main']),
   tags: z.array(z.string().max(256)).max(64).default([]),
-  paths: z.array(z.string().max(1024)).max(64).default([]).describe('Build only when one of these paths changed.'),
+  paths: z
+    .array(z.string().max(1024))
+    .max(64)
+    .default([])
+    .describe('To build only when one of these paths changed. Not acted on yet: every push builds.'),
   pollInterval: duration.default('60s'),
   webhookSecretRef: nameRef.optional().describe('A Secret whose key `secret` signs webhooks.'),
   credentialsSecretRef: nameRef.optional().describe('A Secret with `username` and `password`.'),
@@ -24,7 +28,10 @@ const spec = z.object({
   source,
   build,
   concurrency: z
-    .object({ max: z.int().min(1).max(1000).default(4), onPush: z.enum(['Queue', 'CancelOlder']).default('Queue') })
+    .object({
+      max: z.int().min(1).max(1000).default(4),
+      onPush: z.enum(['Queue', 'CancelOlder']).default('Queue').describe('Not acted on yet: pushes queue.'),
+    })
     .prefault({}),
   regions: z
     .array(name)
@@ -33,7 +40,10 @@ const spec = z.object({
     .default(['*'])
     .meta(validations(rule("self.size() == 1 || !('*' in self)", "regions is either ['*'] or a list of names"))),
   replicate: z.enum(['Always', 'OnDeploy']).default('Always'),
-  retention: z.object({ keepLast: z.int().min(1).default(20), keepFor: duration.default('24h') }).prefault({}),
+  retention: z
+    .object({ keepLast: z.int().min(1).default(20), keepFor: duration.default('24h') })
+    .prefault({})
+    .describe('Not acted on yet: artifacts are kept.'),
 })
 
 const status = z.object({
