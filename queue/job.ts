@@ -28,6 +28,8 @@ export interface Job {
   createdAtMs: number
   phase: BuildJobPhase
   cancel: boolean
+  /** How often it was claimed; the counter of its tokens. */
+  claims: number
   /** How often it was claimed and neither lost nor handed back. */
   attempt: number
   worker: string | null
@@ -46,7 +48,7 @@ export interface Job {
 export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 
 const columns = `id, namespace, pipeline, commit_id AS \`commit\`, name, ref, -priority AS priority,
-  created_at_ms AS createdAtMs, phase, cancel, GREATEST(claims - lost_workers - handed_back, 0) AS attempt, worker,
+  created_at_ms AS createdAtMs, phase, cancel, claims, GREATEST(claims - lost_workers - handed_back, 0) AS attempt, worker,
   started_at_ms AS startedAtMs, finished_at_ms AS finishedAtMs, code, message, target, facts, replicated,
   updated_at_ms AS updatedAtMs`
 
@@ -59,8 +61,27 @@ export async function lockJob(sql: Sql, id: number): Promise<Job | undefined> {
   return row && fromRow(row)
 }
 
+/** Jobs, locked in the order of their ids until the transaction ends. Index: PRIMARY. */
+export async function lockJobs(sql: Sql, ids: number[]): Promise<Job[]> {
+  if (ids.length === 0) return []
+  const rows = await sql.query<JobRow>(`SELECT ${columns} FROM job WHERE id IN (?) ORDER BY id FOR UPDATE`, [ids])
+  return rows.map(fromRow)
+}
+
 /** Jobs by any condition on an index. */
 export async function selectJobs(sql: Sql, where: string, values: (string | number)[]): Promise<Job[]> {
   const rows = await sql.query<JobRow>(`SELECT ${columns} FROM job WHERE ${where}`, values)
   return rows.map(fromRow)
+}
+
+/**
+ * Rows by their whole keys: `(a = ? AND b = ?) OR (…)`, with the values. Not `(a, b) IN ((…))`: MariaDB reads all rows
+ * for that, and locks them.
+ */
+export function byKeys<Key extends string>(columns: Key[], rows: Record<Key, string | number>[]) {
+  const one = `(${columns.map((column) => `${column} = ?`).join(' AND ')})`
+  return {
+    where: rows.map(() => one).join(' OR '),
+    values: rows.flatMap((row) => columns.map((column) => row[column])),
+  }
 }

@@ -2,8 +2,8 @@ import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
 import type { Database, Sql } from '../runtime/sql.ts'
 import { end } from './claim.ts'
-import { type Job, lockJob, nowMs } from './job.ts'
-import { lockPipeline, place, release } from './slots.ts'
+import { type Job, lockJob, lockJobs, nowMs } from './job.ts'
+import { lockPipeline, lockPipelines, place, release } from './slots.ts'
 
 const maxLostWorkers = 3
 
@@ -56,36 +56,87 @@ export type Outcome =
   | { result: 'Failed'; code: string; message: string }
   | { result: 'HandedBack' }
 
+export interface Finish {
+  claim: JobClaim
+  outcome: Outcome
+}
+
 /** Ends the lease with what came of it. Repeating a finish that was accepted is fine. Throws Fenced. */
 export async function finish(database: Database, claim: JobClaim, outcome: Outcome): Promise<void> {
-  await database.transaction(
+  const [refusal] = await finishMany(database, [{ claim, outcome }])
+  if (refusal) throw refusal
+}
+
+/** Ends many leases in one transaction; for each that is refused, why. */
+export function finishMany(database: Database, finishes: Finish[]): Promise<(Fenced | undefined)[]> {
+  return database.transaction(
     async (sql) => {
-      const repeated = await sql.query('SELECT id FROM job WHERE id = ? AND finished_token = ?', [
-        claim.jobId,
-        claim.token,
-      ])
-      if (repeated.length > 0) return
-      const job = await holding(sql, claim)
-      await sql.execute('DELETE FROM lease WHERE job_id = ?', [job.id])
-      await sql.execute('UPDATE job SET finished_token = ? WHERE id = ?', [claim.token, job.id])
-      if (outcome.result === 'HandedBack') await putBack(sql, job, 'handed_back')
-      else if (outcome.result === 'Failed') {
-        const phase = outcome.code === 'Cancelled' ? 'Cancelled' : 'Failed'
-        await end(sql, job, phase, { code: outcome.code, message: outcome.message })
-      } else await built(sql, job)
+      const ids = finishes.map(({ claim }) => claim.jobId)
+      const jobs = new Map((await lockJobs(sql, ids)).map((job) => [job.id, job]))
+      const tokens = await tokensOf(sql, ids)
+      const accepted: { job: Job; finish: Finish }[] = []
+      const refusals = finishes.map((finish) => {
+        const { jobId, token } = finish.claim
+        const known = tokens.get(jobId)
+        const job = jobs.get(jobId)
+        if (known?.finished === token) return undefined
+        if (!job || known?.lease !== token) return new Fenced(`job ${jobId}: the token is not the latest`)
+        if (finish.outcome.result === 'Built' && job.facts === null)
+          return new Fenced(`job ${jobId}: nothing was uploaded under this token`)
+        known.finished = token
+        accepted.push({ job, finish })
+        return undefined
+      })
+      await endLeases(sql, accepted)
+      return refusals
     },
     { idempotent: true },
   )
 }
 
-async function built(sql: Sql, job: Job): Promise<void> {
-  if (job.facts === null) throw new Fenced(`job ${job.id}: nothing was uploaded under this token`)
-  await sql.execute(
-    `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, updated_at_ms = ${nowMs}
-     WHERE id = ?`,
-    [job.id],
+/** By job: the token that may finish it, and the one that did. */
+async function tokensOf(
+  sql: Sql,
+  ids: number[],
+): Promise<Map<number, { lease: string | null; finished: string | null }>> {
+  const rows = await sql.query<{ id: number; lease: string | null; finished: string | null }>(
+    // Index: PRIMARY of both.
+    `SELECT job.id, lease.token AS lease, job.finished_token AS finished
+     FROM job LEFT JOIN lease ON lease.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
+    [ids],
   )
-  await release(sql, job)
+  return new Map(rows.map(({ id, ...tokens }) => [id, tokens]))
+}
+
+async function endLeases(sql: Sql, accepted: { job: Job; finish: Finish }[]): Promise<void> {
+  if (accepted.length === 0) return
+  const ids = accepted.map(({ job }) => job.id)
+  await sql.execute('DELETE FROM lease WHERE job_id IN (?)', [ids])
+  await sql.execute(
+    `UPDATE job SET finished_token = CASE id ${ids.map(() => 'WHEN ? THEN ?').join(' ')} END WHERE id IN (?)`,
+    [...accepted.flatMap(({ job, finish }) => [job.id, finish.claim.token]), ids],
+  )
+  // In one order, so that two batches don't lock each other out.
+  await lockPipelines(
+    sql,
+    accepted.map(({ job }) => job),
+  )
+  const built: Job[] = []
+  for (const { job, finish } of accepted) {
+    const { outcome } = finish
+    if (outcome.result === 'Built') built.push(job)
+    else if (outcome.result === 'HandedBack') await putBack(sql, job, 'handed_back')
+    else {
+      const phase = outcome.code === 'Cancelled' ? 'Cancelled' : 'Failed'
+      await end(sql, job, phase, { code: outcome.code, message: outcome.message })
+    }
+  }
+  if (built.length === 0) return
+  await sql.execute(
+    `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, updated_at_ms = ${nowMs} WHERE id IN (?)`,
+    [built.map(({ id }) => id)],
+  )
+  await release(sql, built)
 }
 
 /** A running job goes back to its place in the line; its facts are those of an upload that no longer counts. */

@@ -1,5 +1,5 @@
 import type { Sql } from '../runtime/sql.ts'
-import type { Job } from './job.ts'
+import { byKeys, type Job } from './job.ts'
 
 type Placed = Pick<Job, 'id' | 'namespace' | 'pipeline' | 'createdAtMs' | 'priority'>
 
@@ -9,15 +9,9 @@ type Placed = Pick<Job, 'id' | 'namespace' | 'pipeline' | 'createdAtMs' | 'prior
  */
 export async function place(sql: Sql, job: Placed, maxJobs: number): Promise<'ready' | 'blocked'> {
   const { namespace, pipeline, id } = job
-  const taken = await sql.query<{ slot: number; jobId: number }>(
-    // Index: PRIMARY (namespace, pipeline, slot).
-    'SELECT slot, job_id AS jobId FROM slot WHERE namespace = ? AND pipeline = ? ORDER BY slot',
-    [namespace, pipeline],
-  )
+  const taken = await takenSlots(sql, job)
   const own = taken.some(({ jobId }) => jobId === id)
-  const free = Array.from({ length: maxJobs }, (_, slot) => slot).find(
-    (slot) => !taken.some((row) => row.slot === slot),
-  )
+  const [free] = freeSlots(taken, maxJobs)
   if (!own && free === undefined) {
     await sql.execute(
       'INSERT INTO blocked (namespace, pipeline, priority, created_at_ms, job_id) VALUES (?, ?, ?, ?, ?)',
@@ -30,6 +24,24 @@ export async function place(sql: Sql, job: Placed, maxJobs: number): Promise<'re
   return 'ready'
 }
 
+interface TakenSlot {
+  slot: number
+  jobId: number
+}
+
+/** Index: PRIMARY (namespace, pipeline, slot). */
+function takenSlots(sql: Sql, { namespace, pipeline }: Pick<Job, 'namespace' | 'pipeline'>): Promise<TakenSlot[]> {
+  return sql.query('SELECT slot, job_id AS jobId FROM slot WHERE namespace = ? AND pipeline = ? ORDER BY slot', [
+    namespace,
+    pipeline,
+  ])
+}
+
+function freeSlots(taken: TakenSlot[], maxJobs: number): number[] {
+  const used = new Set(taken.map(({ slot }) => slot))
+  return Array.from({ length: maxJobs }, (_, slot) => slot).filter((slot) => !used.has(slot))
+}
+
 /** Locks the pipeline's row; its concurrency.max. */
 export async function lockPipeline(sql: Sql, job: Pick<Job, 'namespace' | 'pipeline'>): Promise<number> {
   const [row] = await sql.query<{ maxJobs: number }>(
@@ -39,26 +51,59 @@ export async function lockPipeline(sql: Sql, job: Pick<Job, 'namespace' | 'pipel
   return row?.maxJobs ?? 1
 }
 
-/** Frees the job's slot and gives it to the pipeline's next job that waits. Locks the pipeline's row. */
-export async function release(sql: Sql, job: Placed): Promise<void> {
-  const maxJobs = await lockPipeline(sql, job)
-  await sql.execute('DELETE FROM slot WHERE job_id = ?', [job.id])
-  for (;;) {
-    const [next] = await sql.query<{ priority: number; createdAtMs: number; id: number }>(
-      // Index: PRIMARY (namespace, pipeline, priority, created_at_ms, job_id).
-      `SELECT priority, created_at_ms AS createdAtMs, job_id AS id FROM blocked
-       WHERE namespace = ? AND pipeline = ? ORDER BY priority, created_at_ms, job_id LIMIT 1`,
-      [job.namespace, job.pipeline],
-    )
-    if (!next) return
-    await sql.execute(
-      'DELETE FROM blocked WHERE namespace = ? AND pipeline = ? AND priority = ? AND created_at_ms = ? AND job_id = ?',
-      [job.namespace, job.pipeline, next.priority, next.createdAtMs, next.id],
-    )
-    const { namespace, pipeline } = job
-    const placed = { id: next.id, namespace, pipeline, createdAtMs: next.createdAtMs, priority: -next.priority }
-    if ((await place(sql, placed, maxJobs)) === 'blocked') return
-  }
+/** Locks the pipelines' rows, in the order of their names; by `namespace/pipeline`, their concurrency.max. */
+export async function lockPipelines(
+  sql: Sql,
+  jobs: Pick<Job, 'namespace' | 'pipeline'>[],
+): Promise<Map<string, number>> {
+  const named = new Map(jobs.map((job) => [pipelineOf(job), { namespace: job.namespace, name: job.pipeline }]))
+  if (named.size === 0) return new Map()
+  const { where, values } = byKeys(['namespace', 'name'], [...named.values()])
+  const rows = await sql.query<{ namespace: string; pipeline: string; maxJobs: number }>(
+    `SELECT namespace, name AS pipeline, max_jobs AS maxJobs FROM pipeline WHERE ${where}
+     ORDER BY namespace, name FOR UPDATE`,
+    values,
+  )
+  return new Map(rows.map((row) => [pipelineOf(row), row.maxJobs]))
+}
+
+const pipelineOf = ({ namespace, pipeline }: Pick<Job, 'namespace' | 'pipeline'>) => `${namespace}/${pipeline}`
+
+/** Frees the jobs' slots and gives them to those of their pipelines that wait. Locks the pipelines' rows. */
+export async function release(sql: Sql, jobs: Placed[]): Promise<void> {
+  if (jobs.length === 0) return
+  const pipelines = await lockPipelines(sql, jobs)
+  // Index: by_job.
+  await sql.execute('DELETE FROM slot WHERE job_id IN (?)', [jobs.map(({ id }) => id)])
+  const first = new Map(jobs.map((job) => [pipelineOf(job), job]))
+  for (const [key, { namespace, pipeline }] of first)
+    await promote(sql, { namespace, pipeline, maxJobs: pipelines.get(key) ?? 1 })
+}
+
+/** Gives a pipeline's free slots to its jobs that wait, first come first. */
+async function promote(sql: Sql, of: { namespace: string; pipeline: string; maxJobs: number }): Promise<void> {
+  const { namespace, pipeline, maxJobs } = of
+  const waiting = await sql.query<{ priority: number; created_at_ms: number; job_id: number }>(
+    // Index: PRIMARY (namespace, pipeline, priority, created_at_ms, job_id).
+    `SELECT priority, created_at_ms, job_id FROM blocked
+     WHERE namespace = ? AND pipeline = ? ORDER BY priority, created_at_ms, job_id LIMIT ?`,
+    [namespace, pipeline, maxJobs],
+  )
+  if (waiting.length === 0) return
+  const free = freeSlots(await takenSlots(sql, { namespace, pipeline }), maxJobs)
+  const next = waiting.slice(0, free.length)
+  if (next.length === 0) return
+  const { where, values } = byKeys(
+    ['namespace', 'pipeline', 'priority', 'created_at_ms', 'job_id'],
+    next.map((row) => ({ namespace, pipeline, ...row })),
+  )
+  await sql.execute(`DELETE FROM blocked WHERE ${where}`, values)
+  await sql.execute('INSERT INTO slot (namespace, pipeline, slot, job_id) VALUES ?', [
+    next.map(({ job_id }, i) => [namespace, pipeline, free[i] ?? 0, job_id]),
+  ])
+  await sql.execute('INSERT INTO ready (priority, created_at_ms, job_id) VALUES ?', [
+    next.map((row) => [row.priority, row.created_at_ms, row.job_id]),
+  ])
 }
 
 /** Takes a queued job out of the line, wherever it stands in it. */

@@ -1,0 +1,158 @@
+import type { Clock } from '../runtime/clock.ts'
+import type { Logger } from '../runtime/log.ts'
+import type { Database } from '../runtime/sql.ts'
+import { type Claim, type Claimer, claimMany } from './claim.ts'
+import { finish } from './lease.ts'
+
+export interface ClaimBrokerOptions {
+  database: Database
+  leaseMs: number
+  clock: Clock
+  log: Logger
+  /** Claims in one transaction. Default 200: one connection makes 10,000 claims a second of them, 8 of single ones 1,000. */
+  maxBatch?: number
+  /** Between two looks whether another replica queued something, while workers wait. Default 80 ms. */
+  lookMs?: number
+  /** A worker that asks while nothing is ready is noted within this time, with the others. Default 1 s. */
+  gatherMs?: number
+}
+
+interface Asker {
+  claimer: Claimer
+  /** Of this process's monotonic clock. */
+  untilMs: number
+  /** Whether a former poll of the same id had an answer that was lost was looked up. */
+  known: boolean
+  resolve: (claim: Claim | undefined) => void
+  reject: (error: unknown) => void
+  gone: boolean
+}
+
+/**
+ * Answers the claims of thousands of workers from few transactions. Who asks while nothing is ready waits here; what
+ * comes meanwhile is claimed for all who wait at once, and while one batch is under way the next one gathers. What is
+ * true stays in the rows: any number of replicas do this at the same time.
+ */
+export class ClaimBroker {
+  readonly #o: ClaimBrokerOptions
+  readonly #maxBatch: number
+  #waiting: Asker[] = []
+  #hinted = false
+  #wake = Promise.withResolvers<void>()
+  #pausing: AbortController | undefined
+
+  constructor(options: ClaimBrokerOptions) {
+    this.#o = options
+    this.#maxBatch = options.maxBatch ?? 200
+  }
+
+  /** Workers that wait for work here. */
+  get waiting(): number {
+    return this.#waiting.length
+  }
+
+  /** A job, as soon as there is one; undefined when there was none for `waitMs`, or the broker ends. */
+  ask(claimer: Claimer, { waitMs, signal }: { waitMs: number; signal: AbortSignal }): Promise<Claim | undefined> {
+    const { promise, resolve, reject } = Promise.withResolvers<Claim | undefined>()
+    const untilMs = this.#o.clock.monotonic() + waitMs
+    const asker: Asker = { claimer, untilMs, known: false, resolve, reject, gone: signal.aborted }
+    signal.addEventListener('abort', () => this.#leave(asker), { once: true })
+    this.#waiting.push(asker)
+    this.#wake.resolve()
+    return promise
+  }
+
+  /** Something may be ready. */
+  notify(): void {
+    this.#hinted = true
+    this.#pausing?.abort()
+    this.#wake.resolve()
+  }
+
+  /** Serves until the signal; who waits then gets no job. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { clock, log, lookMs = 80, gatherMs = 1000 } = this.#o
+    let gatheredMs = Number.NEGATIVE_INFINITY
+    signal.addEventListener('abort', () => this.#wake.resolve(), { once: true })
+    while (!signal.aborted) {
+      if (this.#waiting.length === 0) await this.#wake.promise
+      this.#wake = Promise.withResolvers()
+      try {
+        const nowMs = clock.monotonic()
+        if (this.#hinted || (await this.#somethingIsReady())) {
+          this.#hinted = false
+          while (!signal.aborted && (await this.#claim(this.#waiting.slice(0, this.#maxBatch)))) {}
+        } else if (nowMs - gatheredMs >= gatherMs) {
+          gatheredMs = nowMs
+          const unknown = this.#waiting.filter((asker) => !asker.known)
+          for (let i = 0; i < unknown.length; i += this.#maxBatch)
+            await this.#claim(unknown.slice(i, i + this.#maxBatch))
+        }
+      } catch (error) {
+        log.error({ err: error }, 'claiming for waiting workers failed')
+        for (const asker of this.#waiting.splice(0)) asker.reject(error)
+      }
+      this.#expire(clock.monotonic())
+      if (this.#waiting.length > 0 && !this.#hinted) await this.#pause(lookMs, signal)
+    }
+    for (const asker of this.#waiting.splice(0)) asker.resolve(undefined)
+  }
+
+  /** Index: PRIMARY of ready; locks nothing. */
+  async #somethingIsReady(): Promise<boolean> {
+    if (this.#waiting.length === 0) return false
+    return (await this.#o.database.query('SELECT 1 FROM ready LIMIT 1')).length > 0
+  }
+
+  /** Whether all of them got a job: then there may be more. */
+  async #claim(askers: Asker[]): Promise<boolean> {
+    const batch = askers.filter((asker) => !asker.gone)
+    if (batch.length === 0) return false
+    const { database, leaseMs } = this.#o
+    const claims = await claimMany(
+      database,
+      batch.map(({ claimer }) => claimer),
+      leaseMs,
+    )
+    const served = new Set<Asker>()
+    batch.forEach((asker, i) => {
+      asker.known = true
+      const claim = claims[i]
+      if (!claim) return
+      served.add(asker)
+      if (asker.gone) void this.#giveBack(claim)
+      else asker.resolve(claim)
+    })
+    this.#waiting = this.#waiting.filter((asker) => !served.has(asker))
+    return served.size === batch.length && this.#waiting.length > 0
+  }
+
+  /** It was claimed for one who hung up meanwhile. Where this fails, the lease ends by itself. */
+  async #giveBack({ job, token }: Claim): Promise<void> {
+    const { database, log } = this.#o
+    await finish(database, { jobId: job.id, token }, { result: 'HandedBack' }).catch((error: unknown) =>
+      log.info({ err: error, jobId: job.id }, 'handing back a job that nobody waits for failed'),
+    )
+    this.notify()
+  }
+
+  #leave(asker: Asker): void {
+    asker.gone = true
+    this.#waiting = this.#waiting.filter((other) => other !== asker)
+    asker.resolve(undefined)
+  }
+
+  #expire(nowMs: number): void {
+    const over = new Set(this.#waiting.filter(({ untilMs }) => untilMs <= nowMs))
+    if (over.size === 0) return
+    this.#waiting = this.#waiting.filter((asker) => !over.has(asker))
+    for (const asker of over) asker.resolve(undefined)
+  }
+
+  /** A hint ends it. New askers don't: many of them are one batch at the next look. */
+  async #pause(ms: number, signal: AbortSignal): Promise<void> {
+    this.#pausing = new AbortController()
+    await this.#o.clock.sleep(ms, AbortSignal.any([signal, this.#pausing.signal])).catch(() => undefined)
+    this.#pausing = undefined
+  }
+}
