@@ -38,6 +38,7 @@ export class ClaimBroker {
   readonly #maxBatch: number
   #waiting: Asker[] = []
   #hinted = false
+  #ended = false
   #wake = Promise.withResolvers<void>()
   #pausing: AbortController | undefined
 
@@ -54,6 +55,7 @@ export class ClaimBroker {
   /** A job, as soon as there is one; undefined when there was none for `waitMs`, or the broker ends. */
   ask(claimer: Claimer, { waitMs, signal }: { waitMs: number; signal: AbortSignal }): Promise<Claim | undefined> {
     const { promise, resolve, reject } = Promise.withResolvers<Claim | undefined>()
+    if (this.#ended) return Promise.resolve(undefined)
     const untilMs = this.#o.clock.monotonic() + waitMs
     const asker: Asker = { claimer, untilMs, known: false, resolve, reject, gone: signal.aborted }
     signal.addEventListener('abort', () => this.#leave(asker), { once: true })
@@ -95,6 +97,7 @@ export class ClaimBroker {
       this.#expire(clock.monotonic())
       if (this.#waiting.length > 0 && !this.#hinted) await this.#pause(lookMs, signal)
     }
+    this.#ended = true
     for (const asker of this.#waiting.splice(0)) asker.resolve(undefined)
   }
 

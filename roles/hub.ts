@@ -29,6 +29,7 @@ import { registerWebhook } from '../controllers/pipeline/webhook.ts'
 import { RegionController } from '../controllers/region/controller.ts'
 import { RegionDirectory } from '../controllers/region/directory.ts'
 import { registerRegionRoutes } from '../controllers/region/routes.ts'
+import { ClaimBroker } from '../queue/broker.ts'
 import { HealthChecker } from '../queue/healthChecker.ts'
 import { ApiClient } from '../runtime/apiClient.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
@@ -64,7 +65,7 @@ const settings = {
   /** A worker silent so long raises an alarm. */
   alarm: spanMs('30m'),
   /** How soon an idle worker asks again. */
-  idlePoll: spanMs('1s'),
+  claimHold: spanMs('10s'),
   /** Regions grant for 60 s after an index. */
   indexRenew: spanMs('20s'),
   electionLease: spanMs('15s'),
@@ -111,7 +112,11 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   const common = { cluster, log, metrics, clock, events }
 
   const buildJobController = new BuildJobController({ ...common, database: builds, buildJobs, pipeline })
-  const queued = () => buildJobController.notify()
+  const broker = new ClaimBroker({ database: builds, leaseMs: options.lease, clock, log })
+  const queued = () => {
+    buildJobController.notify()
+    broker.notify()
+  }
   const artifactController = new ArtifactController({
     ...common,
     artifacts,
@@ -165,7 +170,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     }),
   ]
 
-  const running = reflectors.map((reflector) => reflector.run(signal))
+  const running = [...reflectors.map((reflector) => reflector.run(signal)), broker.run(signal)]
   let synced = false
   const server = createServer({
     log,
@@ -183,7 +188,8 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     regions: directory,
     readSecret,
     leaseMs: options.lease,
-    idlePollMs: options.idlePoll,
+    broker,
+    claimHoldMs: options.claimHold,
     onChange: queued,
   })
   registerRegionRoutes(server, {

@@ -17,13 +17,15 @@ import { hashOutput } from '../../artifacts/hashOutput.ts'
 import { type UploadCalls, uploadOutput } from '../../artifacts/upload.ts'
 import { startApiServer } from '../../hack/parts/apiServer.ts'
 import { startDatabase } from '../../hack/parts/database.ts'
-import { temporaryDir } from '../../hack/parts/process.ts'
+import { temporaryDir, until } from '../../hack/parts/process.ts'
 import { startStore } from '../../hack/parts/store.ts'
+import { ClaimBroker } from '../../queue/broker.ts'
 import { cancel, findJob } from '../../queue/control.ts'
 import { enqueue } from '../../queue/enqueue.ts'
 import { requeueLost } from '../../queue/lease.ts'
 import { readLog } from '../../queue/log.ts'
 import { ApiClient } from '../../runtime/apiClient.ts'
+import { systemClock } from '../../runtime/clock.ts'
 import { ApiError, Cluster } from '../../runtime/cluster.ts'
 import { TokenReviewer } from '../../runtime/identity.ts'
 import { createLogger } from '../../runtime/log.ts'
@@ -77,7 +79,15 @@ const readSecret = async (_namespace: string, name: string) => {
   return { accessKeyId: bucket.accessKeyId, secretAccessKey: bucket.secretAccessKey }
 }
 const directory = parts.use(new RegionDirectory({ list: () => regions, readSecret }))
-const server = createServer({ log: createLogger('test', 'silent'), metrics: new Metrics() })
+const log = createLogger('test', 'silent')
+const broker = new ClaimBroker({ database, leaseMs: 30_000, clock: systemClock, log, lookMs: 10, gatherMs: 30 })
+const stop = new AbortController()
+const brokering = broker.run(stop.signal)
+parts.defer(async () => {
+  stop.abort()
+  await brokering
+})
+const server = createServer({ log, metrics: new Metrics() })
 registerWorkerRoutes(server, {
   database,
   tokens: new TokenReviewer(cluster, 'shoal-hub'),
@@ -86,7 +96,8 @@ registerWorkerRoutes(server, {
   regions: directory,
   readSecret,
   leaseMs: 30_000,
-  idlePollMs: 1234,
+  broker,
+  claimHoldMs: 300,
 })
 const { url } = await listen(server, { host: '127.0.0.1', port: 0 })
 parts.defer(() => server.close())
@@ -213,7 +224,16 @@ test('a token that is not the latest is refused on every route and changes nothi
 test('a poll repeated under its id brings the same job; without one, when to ask again', async () => {
   const { job } = await claimed()
   assert.equal((await claim(polls)).job, job)
-  assert.equal(await claim(), { pollAfterMs: 1234 })
+  assert.equal(await claim(), { pollAfterMs: 0 })
+})
+
+test('a worker that asks while nothing is queued is held; one that hangs up is forgotten', async () => {
+  const patience = new AbortController()
+  const asked = hub.request('POST', '/v1/worker/claim', { body: claimer(), signal: patience.signal })
+  await until('it waits', () => broker.waiting === 1)
+  patience.abort()
+  await asked.catch(() => undefined)
+  await until('it is forgotten', () => broker.waiting === 0)
 })
 
 test('a cancelled job is told at the next heartbeat', async () => {

@@ -14,8 +14,10 @@ import {
 import { artifactKey } from '../../artifacts/key.ts'
 import { choosePartSizeBytes } from '../../artifacts/partSize.ts'
 import { receiveUpload } from '../../artifacts/receive.ts'
-import { type Claim, claim } from '../../queue/claim.ts'
-import { finish, heartbeat, recordUpload, requireLease, setTarget } from '../../queue/lease.ts'
+import { Batch } from '../../queue/batch.ts'
+import type { ClaimBroker } from '../../queue/broker.ts'
+import type { Claim } from '../../queue/claim.ts'
+import { type Finish, finish, finishMany, heartbeat, recordUpload, requireLease, setTarget } from '../../queue/lease.ts'
 import { appendLog } from '../../queue/log.ts'
 import type { TokenReviewer } from '../../runtime/identity.ts'
 import { bearerToken, type Server } from '../../runtime/server.ts'
@@ -33,8 +35,9 @@ export interface WorkerRoutesOptions {
   regions: RegionDirectory
   readSecret: (namespace: string, name: string) => Promise<Record<string, string> | undefined>
   leaseMs: number
-  /** How soon an idle worker asks again. Default: 1 s. */
-  idlePollMs?: number
+  broker: ClaimBroker
+  /** How long a worker's question is held while there is no job; at most a third of the lease. */
+  claimHoldMs: number
   /** A job's row changed. */
   onChange?: () => void
 }
@@ -45,7 +48,9 @@ const presignSeconds = 600
 
 /** POST /v1/worker/… (api/workerApi.ts): what workers say to the hub. Any replica answers any of it. */
 export function registerWorkerRoutes(server: Server, options: WorkerRoutesOptions): void {
-  const { database, regions, leaseMs, idlePollMs = 1000, onChange } = options
+  const { database, broker, regions, leaseMs, onChange } = options
+  // A worker counts its lease from when it asked, and says its first heartbeat after a third.
+  const holdMs = Math.min(options.claimHoldMs, leaseMs / 3)
   const worker = `system:serviceaccount:${options.namespace}:shoal-worker`
 
   async function authorize({ headers }: Request): Promise<void> {
@@ -53,16 +58,18 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     if (username !== worker) throw new ShoalError('Forbidden', 'the caller is not a worker')
   }
   const route = (path: string, handle: (body: unknown, signal: AbortSignal) => Promise<unknown>) =>
-    server.post(`/v1/worker/${path}`, { bodyLimit: 16 << 20 }, async (request) => {
+    server.post(`/v1/worker/${path}`, { bodyLimit: 16 << 20 }, async (request, reply) => {
       await authorize(request)
       const gone = new AbortController()
-      request.raw.once('close', () => request.raw.destroyed && !request.raw.complete && gone.abort())
+      reply.raw.once('close', () => !reply.raw.writableFinished && gone.abort())
       return (await handle(request.body, gone.signal)) ?? {}
     })
 
-  route('claim', async (body): Promise<ClaimAnswer> => {
-    const taken = await claim(database, claimRequest.parse(body), leaseMs)
-    if (!taken) return { pollAfterMs: idlePollMs }
+  route('claim', async (body, signal): Promise<ClaimAnswer> => {
+    // Jittered, so that thousands that began together don't come back together.
+    const waitMs = holdMs * (0.8 + 0.2 * Math.random())
+    const taken = await broker.ask(claimRequest.parse(body), { waitMs, signal })
+    if (!taken) return { pollAfterMs: 0 }
     onChange?.()
     try {
       return await answer(taken)
@@ -161,9 +168,11 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     await recordUpload(database, job, facts)
   })
 
+  const finishes = new Batch((batch: Finish[]) => finishMany(database, batch))
   route('finish', async (body) => {
-    const { outcome, ...job } = finishRequest.parse(body)
-    await finish(database, job, outcome)
+    const { outcome, ...claim } = finishRequest.parse(body)
+    const refusal = await finishes.call({ claim, outcome })
+    if (refusal) throw refusal
     onChange?.()
   })
 }

@@ -1,0 +1,46 @@
+interface Call<In, Out> {
+  item: In
+  resolve: (result: Out) => void
+  reject: (error: unknown) => void
+}
+
+/**
+ * Runs calls together: what comes while one batch is under way is the next batch, so that a busy queue makes one
+ * transaction of many and an idle one answers at once. When a batch fails, each of its calls is tried alone.
+ */
+export class Batch<In, Out> {
+  readonly #run: (items: In[]) => Promise<Out[]>
+  readonly #max: number
+  #calls: Call<In, Out>[] = []
+  #busy = false
+
+  /** `run` gives one result for each item, in their order. */
+  constructor(run: (items: In[]) => Promise<Out[]>, max = 200) {
+    this.#run = run
+    this.#max = max
+  }
+
+  call(item: In): Promise<Out> {
+    const { promise, resolve, reject } = Promise.withResolvers<Out>()
+    this.#calls.push({ item, resolve, reject })
+    if (!this.#busy) void this.#work()
+    return promise
+  }
+
+  async #work(): Promise<void> {
+    this.#busy = true
+    while (this.#calls.length > 0) {
+      const batch = this.#calls.splice(0, this.#max)
+      await this.#perform(batch).catch(async (error: unknown) => {
+        if (batch.length === 1) batch[0]?.reject(error)
+        else for (const call of batch) await this.#perform([call]).catch(call.reject)
+      })
+    }
+    this.#busy = false
+  }
+
+  async #perform(calls: Call<In, Out>[]): Promise<void> {
+    const results = await this.#run(calls.map(({ item }) => item))
+    for (const [i, call] of calls.entries()) call.resolve(results[i] as Out)
+  }
+}
