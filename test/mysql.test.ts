@@ -1,8 +1,11 @@
 import { execFile } from 'node:child_process'
+import { once } from 'node:events'
+import { connect } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { until } from '../hack/parts/process.ts'
 
 // timeout: 420 s
 const root = join(import.meta.dirname, '..')
@@ -32,7 +35,15 @@ else {
       assert.match(ended.stdout, /Total: +(\d+)\n +Passed: +\1/, ended.stdout)
     })
   test.after(async () => {
-    if (down !== undefined) await run(down)
+    if (down === undefined) return
+    await run(down)
+    const { hostname, port } = new URL(env.SHOAL_MYSQL_URL)
+    const gone = () =>
+      once(connect(Number(port), hostname), 'connect').then(
+        () => false,
+        () => true,
+      )
+    await until('the server has stopped', gone, { timeoutMs: 30_000 })
   })
   test.run()
 }
