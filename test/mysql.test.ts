@@ -1,5 +1,4 @@
 import { execFile } from 'node:child_process'
-import { once } from 'node:events'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -39,10 +38,13 @@ else {
     await run(down)
     const { hostname, port } = new URL(env.SHOAL_MYSQL_URL)
     const gone = () =>
-      once(connect(Number(port), hostname), 'connect').then(
-        () => false,
-        () => true,
-      )
+      new Promise<boolean>((resolve) => {
+        const socket = connect(Number(port), hostname, () => {
+          socket.destroy()
+          resolve(false)
+        })
+        socket.on('error', () => resolve(true))
+      })
     await until('the server has stopped', gone, { timeoutMs: 30_000 })
   })
   test.run()
