@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { connect } from 'node:net'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { suite } from 'uvu'
@@ -20,6 +20,18 @@ const files = [
   'artifacts/replicator.test.ts',
 ]
 
+function commandLines(): string[] {
+  return readdirSync('/proc')
+    .filter((entry) => /^\d+$/.test(entry))
+    .map((pid) => {
+      try {
+        return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
+      } catch {
+        return ''
+      }
+    })
+}
+
 if (up === undefined)
   console.log('skipped: SHOAL_TEST_MYSQL names no command that starts a MySQL server and prints its URL')
 else {
@@ -36,15 +48,9 @@ else {
   test.after(async () => {
     if (down === undefined) return
     await run(down)
-    const { hostname, port } = new URL(env.SHOAL_MYSQL_URL)
-    const gone = () =>
-      new Promise<boolean>((resolve) => {
-        const socket = connect(Number(port), hostname, () => {
-          socket.destroy()
-          resolve(false)
-        })
-        socket.on('error', () => resolve(true))
-      })
+    // It closes its port long before it has written what it must.
+    const { port } = new URL(env.SHOAL_MYSQL_URL)
+    const gone = () => !commandLines().some((line) => line.includes(`--port=${port}`))
     await until('the server has stopped', gone, { timeoutMs: 30_000 })
   })
   test.run()
