@@ -178,6 +178,11 @@ const told = async (namespace: string, region: string) => {
   const found = await regional(namespace, region)
   return found && openGoal(found.spec.envelope, [signingKey])
 }
+/** What it was told, once that is more than to fetch. */
+const begun = async (namespace: string, region: string) => {
+  const payload = await told(namespace, region)
+  return payload?.target.machines === 1 ? payload : undefined
+}
 
 /** What the region's machines would do with what it was told; four of them, of which `failing` fail at this artifact. */
 async function obey(namespace: string, region: string, failing?: string): Promise<void> {
@@ -208,10 +213,7 @@ test('until every region has the artifact nothing is propagated; then each regio
   await until('it waits for us', async () => (await condition(namespace, 'Reconciling'))?.message.includes('us'))
   assert.is(await regional(namespace, 'eu'), undefined)
   await replicate(namespace, 'web-1', regions)
-  const first = await until('eu is told to begin', async () => {
-    const payload = await told(namespace, 'eu')
-    return payload?.target.machines === 1 ? payload : undefined
-  })
+  const first = await until('eu is told to begin', () => begun(namespace, 'eu'))
   const other = await until('us is told', () => told(namespace, 'us'))
   assert.equal([first.target.percent, other.target], [0, { machines: 0, percent: 0 }])
   await obey(namespace, 'eu')
@@ -333,7 +335,8 @@ test('each region’s index names its goals as they stand, and moves on', async 
   const namespace = await newNamespace()
   await artifact(namespace, 'web-1')
   await apply(namespace, 'web-1')
-  const payload = await until('eu is told', () => told(namespace, 'eu'))
+  // Told twice: to fetch, and to begin.
+  const payload = await until('eu is told to begin', () => begun(namespace, 'eu'))
   const index = async () => {
     const map = await cluster.get<{ data: { envelope: string } }>(core.ConfigMap, regionNamespace('eu'), indexName)
     return map && openIndex(map.data.envelope, [signingKey])
