@@ -103,6 +103,8 @@ export class GoalStateController {
     // A copy: each step sees what the one before has found.
     let status: GoalStatus = { ...goal.status }
     let problem: ShoalError | undefined
+    // As this reconcile acts on it: a hold put below is answered by going back in the next.
+    const held = this.#held(goal)
     try {
       status = await this.#makeEffective(goal, status)
     } catch (error) {
@@ -122,7 +124,7 @@ export class GoalStateController {
         status,
         verdict,
         problem,
-        held: this.#held(goal),
+        held,
         regionals: this.#options.regionalGoals.of(goal),
         nowMs: this.#clock.now(),
       }),
