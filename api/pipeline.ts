@@ -30,7 +30,10 @@ const spec = z.object({
   concurrency: z
     .object({
       max: z.int().min(1).max(1000).default(4),
-      onPush: z.enum(['Queue', 'CancelOlder']).default('Queue').describe('Not acted on yet: pushes queue.'),
+      onPush: z
+        .enum(['Queue', 'CancelOlder'])
+        .default('Queue')
+        .describe('CancelOlder: a push ends the unfinished jobs of earlier pushes to the same ref.'),
     })
     .prefault({}),
   regions: z

@@ -1,11 +1,13 @@
 /** cli/: the commands of `shoal` for people. Roles are added by main.ts. Each file adds one command to the program. */
 import type { Command } from 'commander'
+import { addCancel } from './cancel.ts'
 import { addEnroll } from './enroll.ts'
 import { addKeys } from './keys.ts'
 import { addLogs } from './logs.ts'
 
 /** Adds every command to the program. */
 export function addCommands(program: Command): void {
+  addCancel(program)
   addEnroll(program)
   addKeys(program)
   addLogs(program)

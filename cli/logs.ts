@@ -1,8 +1,9 @@
 import { readFileSync } from 'node:fs'
-import { KubeConfig } from '@kubernetes/client-node'
+import type { KubeConfig } from '@kubernetes/client-node'
 import type { Command } from 'commander'
 import { ShoalError } from '../api/errors.ts'
 import { ApiClient } from '../runtime/apiClient.ts'
+import { currentNamespace, loadKubeConfig } from './kubeconfig.ts'
 
 interface Options {
   namespace?: string
@@ -20,9 +21,8 @@ export function addLogs(program: Command): void {
     .option('--ca <file>', 'who signed the hub’s certificate; default: SHOAL_HUB_CA', process.env.SHOAL_HUB_CA)
     .action(async (job: string, { namespace, hub, ca }: Options) => {
       if (hub === undefined) throw new ShoalError('ConfigInvalid', 'where is the hub? Give --hub or SHOAL_HUB_URL')
-      const config = new KubeConfig()
-      config.loadFromDefault()
-      const inNamespace = namespace ?? config.getContextObject(config.getCurrentContext())?.namespace ?? 'default'
+      const config = loadKubeConfig()
+      const inNamespace = namespace ?? currentNamespace(config)
       await using client = new ApiClient({
         baseUrl: hub,
         token: () => tokenOf(config),

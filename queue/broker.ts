@@ -1,7 +1,7 @@
 import type { Clock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { Database } from '../runtime/sql.ts'
-import { type Claim, type Claimer, claimMany } from './claim.ts'
+import { type Claim, type Claimer, claimMany, hear } from './claim.ts'
 import { finish } from './lease.ts'
 
 export interface ClaimBrokerOptions {
@@ -28,6 +28,9 @@ interface Asker {
   gone: boolean
 }
 
+/** `last_seen` of a worker that asks all the time is written so often; the health checker looks for minutes. */
+const rehearMs = 5000
+
 /**
  * Answers the claims of thousands of workers from few transactions. Who asks while nothing is ready waits here; what
  * comes meanwhile is claimed for all who wait at once, and while one batch is under way the next one gathers. What is
@@ -37,7 +40,10 @@ export class ClaimBroker {
   readonly #o: ClaimBrokerOptions
   readonly #maxBatch: number
   #waiting: Asker[] = []
+  /** There may be more in line than was claimed. */
   #hinted = false
+  /** When each worker was last noted, of this process's monotonic clock. */
+  #heard = new Map<string, number>()
   #ended = false
   #wake = Promise.withResolvers<void>()
   #pausing: AbortController | undefined
@@ -54,14 +60,15 @@ export class ClaimBroker {
 
   /** A job, as soon as there is one; undefined when there was none for `waitMs`, or the broker ends. */
   ask(claimer: Claimer, { waitMs, signal }: { waitMs: number; signal: AbortSignal }): Promise<Claim | undefined> {
-    const { promise, resolve, reject } = Promise.withResolvers<Claim | undefined>()
     if (this.#ended) return Promise.resolve(undefined)
+    const { promise, resolve, reject } = Promise.withResolvers<Claim | undefined>()
     const untilMs = this.#o.clock.monotonic() + waitMs
     const asker: Asker = { claimer, untilMs, known: false, resolve, reject, gone: signal.aborted }
-    signal.addEventListener('abort', () => this.#leave(asker), { once: true })
+    const leave = () => this.#leave(asker)
+    signal.addEventListener('abort', leave, { once: true })
     this.#waiting.push(asker)
     this.#wake.resolve()
-    return promise
+    return promise.finally(() => signal.removeEventListener('abort', leave))
   }
 
   /** Something may be ready. */
@@ -83,7 +90,8 @@ export class ClaimBroker {
         const nowMs = clock.monotonic()
         if (this.#hinted || (await this.#somethingIsReady())) {
           this.#hinted = false
-          while (!signal.aborted && (await this.#claim(this.#waiting.slice(0, this.#maxBatch)))) {}
+          const served = await this.#claim(this.#waiting.slice(0, this.#maxBatch))
+          this.#hinted ||= served
         } else if (nowMs - gatheredMs >= gatherMs) {
           gatheredMs = nowMs
           const unknown = this.#waiting.filter((asker) => !asker.known)
@@ -112,6 +120,7 @@ export class ClaimBroker {
     const batch = askers.filter((asker) => !asker.gone)
     if (batch.length === 0) return false
     const { database, leaseMs } = this.#o
+    await this.#hear(batch)
     const claims = await claimMany(
       database,
       batch.map(({ claimer }) => claimer),
@@ -127,7 +136,19 @@ export class ClaimBroker {
       else asker.resolve(claim)
     })
     this.#waiting = this.#waiting.filter((asker) => !served.has(asker))
-    return served.size === batch.length && this.#waiting.length > 0
+    return served.size === batch.length
+  }
+
+  /** Notes workers that were not noted for a while, before they may hold a lease. */
+  async #hear(askers: Asker[]): Promise<void> {
+    const nowMs = this.#o.clock.monotonic()
+    for (const [worker, heardMs] of this.#heard) {
+      if (nowMs - heardMs < rehearMs) break
+      this.#heard.delete(worker)
+    }
+    const claimers = askers.map(({ claimer }) => claimer).filter(({ worker }) => !this.#heard.has(worker))
+    await hear(this.#o.database, claimers)
+    for (const { worker } of claimers) this.#heard.set(worker, nowMs)
   }
 
   /** It was claimed for one who hung up meanwhile. Where this fails, the lease ends by itself. */

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
-import type { Database, Sql } from '../runtime/sql.ts'
-import { byKeys, type Job, lockJobs, nowMs } from './job.ts'
+import type { Database, Sql, Statement, Transaction } from '../runtime/sql.ts'
+import { byKeys, type Job, lockJobs, lockReady, nowMs } from './job.ts'
 import { release } from './slots.ts'
 
 export interface Claimer {
@@ -16,8 +16,9 @@ export interface Claim {
   token: string
 }
 
-/** The next job, leased to this worker; undefined when there is none. As `claimMany` of one. */
+/** The next job, leased to this worker; undefined when there is none. As `hear` and `claimMany` of one. */
 export async function claim(database: Database, claimer: Claimer, leaseMs: number): Promise<Claim | undefined> {
+  await hear(database, [claimer])
   const [taken] = await claimMany(database, [claimer], leaseMs)
   return taken
 }
@@ -28,24 +29,36 @@ export async function claim(database: Database, claimer: Claimer, leaseMs: numbe
  * costs. It takes the head of `ready` that nobody else is taking (SKIP LOCKED, READ COMMITTED), then changes by primary
  * key only.
  */
-export function claimMany(database: Database, claimers: Claimer[], leaseMs: number): Promise<(Claim | undefined)[]> {
-  return database.transaction(
-    async (sql) => {
-      await hear(sql, claimers)
+export async function claimMany(
+  database: Database,
+  claimers: Claimer[],
+  leaseMs: number,
+): Promise<(Claim | undefined)[]> {
+  const run = (work: (sql: Transaction) => Promise<Map<string, Claim>>) =>
+    database.transaction(work, { idempotent: true })
+  const claims = await run(async (sql) => {
+    const leased = await leaseNext(sql, claimers, leaseMs)
+    const rest = claimers.filter((claimer) => !leased.has(pollOf(claimer)))
+    return new Map([...leased, ...(await claimedBefore(sql, rest))])
+  }).catch((error: unknown) => {
+    if (!isDuplicate(error)) throw error
+    // Somebody asks again, which is rare: only now is it worth looking first.
+    return run(async (sql) => {
       const before = await claimedBefore(sql, claimers)
       const waiting = claimers.filter((claimer) => !before.has(pollOf(claimer)))
-      const jobs = await takeReady(sql, waiting.length)
-      const leased = await lease(sql, waiting, { jobs, leaseMs })
-      return claimers.map((claimer) => before.get(pollOf(claimer)) ?? leased.get(pollOf(claimer)))
-    },
-    { idempotent: true },
-  )
+      return new Map([...before, ...(await leaseNext(sql, waiting, leaseMs))])
+    })
+  })
+  return claimers.map((claimer) => claims.get(pollOf(claimer)))
 }
 
 const pollOf = ({ worker, pollId }: Pick<Claimer, 'worker' | 'pollId'>) => `${worker} ${pollId}`
 
+const isDuplicate = (error: unknown) => (error as { errno?: unknown }).errno === 1062
+
 /** Notes that the workers were heard; in the order of their names, so that two batches don't lock each other out. */
-async function hear(sql: Sql, claimers: Claimer[]): Promise<void> {
+export async function hear(sql: Sql, claimers: Claimer[]): Promise<void> {
+  if (claimers.length === 0) return
   const rows = new Map(claimers.map(({ worker, probeUrl, probeSecret }) => [worker, [worker, probeUrl, probeSecret]]))
   const names = [...rows.keys()].sort()
   await sql.execute(
@@ -57,6 +70,7 @@ async function hear(sql: Sql, claimers: Claimer[]): Promise<void> {
 }
 
 async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<string, Claim>> {
+  if (claimers.length === 0) return new Map()
   const keys = claimers.map(({ worker, pollId }) => ({ worker, poll_id: pollId }))
   // Index: by_poll.
   const { where, values } = byKeys(['worker', 'poll_id'], keys)
@@ -80,65 +94,60 @@ async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<string,
   )
 }
 
-/** Takes up to `count` jobs from the head of the line, in order. */
-async function takeReady(sql: Sql, count: number): Promise<Job[]> {
-  const taken: Job[] = []
-  while (taken.length < count) {
-    const heads = await sql.query<{ priority: number; created_at_ms: number; job_id: number }>(
-      // Index: PRIMARY of ready; the order is the index's, so LIMIT bounds what is locked.
-      `SELECT priority, created_at_ms, job_id FROM ready
-       ORDER BY priority, created_at_ms, job_id LIMIT ? FOR UPDATE SKIP LOCKED`,
-      [count - taken.length],
-    )
+/**
+ * Leases the head of the line to the claimers, in order.
+ *
+ * @throws ER_DUP_ENTRY when one of the polls has a lease already
+ */
+async function leaseNext(sql: Transaction, claimers: Claimer[], leaseMs: number): Promise<Map<string, Claim>> {
+  const leased = new Map<string, Claim>()
+  while (leased.size < claimers.length) {
+    const heads = await lockReady(sql, claimers.length - leased.size)
     if (heads.length === 0) break
-    const { where, values } = byKeys(['priority', 'created_at_ms', 'job_id'], heads)
-    await sql.execute(`DELETE FROM ready WHERE ${where}`, values)
-    const ids = heads.map(({ job_id }) => job_id)
-    const jobs = new Map((await lockJobs(sql, ids)).map((job) => [job.id, job]))
-    for (const id of ids) {
-      const job = jobs.get(id)
-      if (job?.phase !== 'Queued') continue
-      if (job.cancel) await end(sql, job, 'Cancelled')
-      else taken.push(job)
-    }
+    const free = claimers.slice(leased.size)
+    const claims = heads
+      .filter(({ phase, cancel }) => phase === 'Queued' && !cancel)
+      .map((job, i) => claimFor(job, free[i] as Claimer))
+    await sql.all([leaveLine(heads), ...(claims.length > 0 ? giveLeases(claims, leaseMs) : [])])
+    for (const job of heads) if (job.phase === 'Queued' && job.cancel) await end(sql, job, 'Cancelled')
+    for (const { claimer, ...claim } of claims) leased.set(pollOf(claimer), claim)
   }
-  return taken
+  return leased
 }
 
-async function lease(
-  sql: Sql,
-  claimers: Claimer[],
-  { jobs, leaseMs }: { jobs: Job[]; leaseMs: number },
-): Promise<Map<string, Claim>> {
-  if (jobs.length === 0) return new Map()
-  const leases = jobs.flatMap((job, i) => {
-    const claimer = claimers[i]
-    const token = `${job.claims + 1}-${randomBytes(12).toString('hex')}`
-    return claimer ? [{ job, claimer, token }] : []
-  })
-  const ids = jobs.map(({ id }) => id)
-  await sql.execute(
-    `UPDATE job SET phase = 'Running', claims = claims + 1, started_at_ms = ${nowMs}, updated_at_ms = ${nowMs},
-       worker = CASE id ${leases.map(() => 'WHEN ? THEN ?').join(' ')} END
-     WHERE id IN (?)`,
-    [...leases.flatMap(({ job, claimer }) => [job.id, claimer.worker]), ids],
+const claimFor = (job: Job, claimer: Claimer) => ({
+  claimer,
+  job: { ...job, phase: 'Running', worker: claimer.worker, attempt: job.attempt + 1 } satisfies Job,
+  token: `${job.claims + 1}-${randomBytes(12).toString('hex')}`,
+})
+
+function leaveLine(jobs: Job[]): Statement {
+  const { where, values } = byKeys(
+    ['priority', 'created_at_ms', 'job_id'],
+    jobs.map((job) => ({ priority: -job.priority, created_at_ms: job.createdAtMs, job_id: job.id })),
   )
-  await sql.execute(
-    `INSERT INTO lease (job_id, worker, token, poll_id, claimed_at_ms, seen_at_ms, expires_at_ms)
-     VALUES ${leases.map(() => `(?, ?, ?, ?, ${nowMs}, ${nowMs}, ${nowMs} + ?)`).join(', ')}`,
-    leases.flatMap(({ job, claimer, token }) => [job.id, claimer.worker, token, claimer.pollId, leaseMs]),
-  )
-  return new Map(
-    leases.map(({ job, claimer, token }) => [
-      pollOf(claimer),
-      { job: { ...job, phase: 'Running', worker: claimer.worker, attempt: job.attempt + 1 }, token },
-    ]),
-  )
+  return [`DELETE FROM ready WHERE ${where}`, values]
+}
+
+function giveLeases(claims: ReturnType<typeof claimFor>[], leaseMs: number): Statement[] {
+  return [
+    [
+      `UPDATE job SET phase = 'Running', claims = claims + 1, started_at_ms = ${nowMs}, updated_at_ms = ${nowMs},
+         worker = CASE id ${claims.map(() => 'WHEN ? THEN ?').join(' ')} END
+       WHERE id IN (?)`,
+      [...claims.flatMap(({ job, claimer }) => [job.id, claimer.worker]), claims.map(({ job }) => job.id)],
+    ],
+    [
+      `INSERT INTO lease (job_id, worker, token, poll_id, claimed_at_ms, seen_at_ms, expires_at_ms)
+       VALUES ${claims.map(() => `(?, ?, ?, ?, ${nowMs}, ${nowMs}, ${nowMs} + ?)`).join(', ')}`,
+      claims.flatMap(({ job, claimer, token }) => [job.id, claimer.worker, token, claimer.pollId, leaseMs]),
+    ],
+  ]
 }
 
 /** Ends a job that is locked: its slot is free, it is in no line. */
 export async function end(
-  sql: Sql,
+  sql: Transaction,
   job: Job,
   phase: 'Failed' | 'Cancelled',
   why: { code?: string; message?: string } = {},

@@ -1,18 +1,25 @@
-import type { Database } from '../runtime/sql.ts'
+import type { Database, Transaction } from '../runtime/sql.ts'
 import { end } from './claim.ts'
-import { type Job, lockJob, nowMs, selectJobs } from './job.ts'
+import { type Job, lockJob, lockJobs, nowMs, selectJobs } from './job.ts'
 import { lockPipeline, place, unplace } from './slots.ts'
 
 /** Ends a queued job at once, and has a running one told at its next heartbeat. A finished one stays as it is. */
 export async function cancel(database: Database, jobId: number): Promise<void> {
-  await database.transaction(async (sql) => {
-    const job = await lockJob(sql, jobId)
-    if (!job || job.cancel) return
-    await sql.execute(`UPDATE job SET cancel = TRUE, updated_at_ms = ${nowMs} WHERE id = ?`, [jobId])
-    if (job.phase !== 'Queued') return
+  await database.transaction((sql) => cancelAll(sql, [jobId], 'cancelled while it was queued'))
+}
+
+/** As `cancel`, of several; `message` says why to those that did not begin. */
+export async function cancelAll(sql: Transaction, jobIds: number[], message: string): Promise<void> {
+  const jobs = (await lockJobs(sql, jobIds)).filter((job) => !job.cancel)
+  if (jobs.length === 0) return
+  await sql.execute(`UPDATE job SET cancel = TRUE, updated_at_ms = ${nowMs} WHERE id IN (?)`, [
+    jobs.map(({ id }) => id),
+  ])
+  for (const job of jobs) {
+    if (job.phase !== 'Queued') continue
     await unplace(sql, job)
-    await end(sql, job, 'Cancelled', { code: 'Cancelled', message: 'cancelled while it was queued' })
-  })
+    await end(sql, job, 'Cancelled', { code: 'Cancelled', message })
+  }
 }
 
 /** Moves a queued job to its place among those of another priority. */

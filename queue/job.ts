@@ -47,8 +47,8 @@ export interface Job {
 /** The server's clock, for statements. */
 export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 
-const columns = `id, namespace, pipeline, commit_id AS \`commit\`, name, ref, -priority AS priority,
-  created_at_ms AS createdAtMs, phase, cancel, claims, GREATEST(claims - lost_workers - handed_back, 0) AS attempt, worker,
+const columns = `id, namespace, pipeline, commit_id AS \`commit\`, name, ref, -job.priority AS priority,
+  job.created_at_ms AS createdAtMs, phase, cancel, claims, GREATEST(claims - lost_workers - handed_back, 0) AS attempt, job.worker,
   started_at_ms AS startedAtMs, finished_at_ms AS finishedAtMs, code, message, target, facts, replicated,
   updated_at_ms AS updatedAtMs`
 
@@ -65,6 +65,38 @@ export async function lockJob(sql: Sql, id: number): Promise<Job | undefined> {
 export async function lockJobs(sql: Sql, ids: number[]): Promise<Job[]> {
   if (ids.length === 0) return []
   const rows = await sql.query<JobRow>(`SELECT ${columns} FROM job WHERE id IN (?) ORDER BY id FOR UPDATE`, [ids])
+  return rows.map(fromRow)
+}
+
+export interface HeldJob extends Job {
+  /** Of its lease; null without one. */
+  token: string | null
+  /** Of the finish that was accepted. */
+  finishedToken: string | null
+}
+
+/** Jobs with their leases, locked in the order of their ids until the transaction ends. Index: PRIMARY of both. */
+export async function lockHeld(sql: Sql, ids: number[]): Promise<HeldJob[]> {
+  if (ids.length === 0) return []
+  const rows = await sql.query<JobRow & Pick<HeldJob, 'token' | 'finishedToken'>>(
+    `SELECT ${columns}, lease.token AS token, finished_token AS finishedToken
+     FROM job LEFT JOIN lease ON lease.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
+    [ids],
+  )
+  return rows.map((row) => ({ ...row, ...fromRow(row) }))
+}
+
+/**
+ * The first jobs in line that nobody else has locked, in order; each is locked in `ready` and in `job`.
+ *
+ * Index: PRIMARY of ready, whose order it is, so that LIMIT bounds what is locked; PRIMARY of job.
+ */
+export async function lockReady(sql: Sql, limit: number): Promise<Job[]> {
+  const rows = await sql.query<JobRow>(
+    `SELECT ${columns} FROM ready FORCE INDEX (PRIMARY) STRAIGHT_JOIN job ON job.id = ready.job_id
+     ORDER BY ready.priority, ready.created_at_ms, ready.job_id LIMIT ? FOR UPDATE SKIP LOCKED`,
+    [limit],
+  )
   return rows.map(fromRow)
 }
 

@@ -1,9 +1,9 @@
 import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
-import type { Database, Sql } from '../runtime/sql.ts'
+import type { Database, Sql, Statement, Transaction } from '../runtime/sql.ts'
 import { end } from './claim.ts'
-import { type Job, lockJob, lockJobs, nowMs } from './job.ts'
-import { lockPipeline, lockPipelines, place, release } from './slots.ts'
+import { type Job, lockHeld, lockJob, nowMs } from './job.ts'
+import { lockPipeline, pipelinesLocked, place, release } from './slots.ts'
 
 const maxLostWorkers = 3
 
@@ -72,18 +72,16 @@ export function finishMany(database: Database, finishes: Finish[]): Promise<(Fen
   return database.transaction(
     async (sql) => {
       const ids = finishes.map(({ claim }) => claim.jobId)
-      const jobs = new Map((await lockJobs(sql, ids)).map((job) => [job.id, job]))
-      const tokens = await tokensOf(sql, ids)
+      const jobs = new Map((await lockHeld(sql, ids)).map((job) => [job.id, job]))
       const accepted: { job: Job; finish: Finish }[] = []
       const refusals = finishes.map((finish) => {
         const { jobId, token } = finish.claim
-        const known = tokens.get(jobId)
         const job = jobs.get(jobId)
-        if (known?.finished === token) return undefined
-        if (!job || known?.lease !== token) return new Fenced(`job ${jobId}: the token is not the latest`)
+        if (job?.finishedToken === token) return undefined
+        if (job?.token !== token) return new Fenced(`job ${jobId}: the token is not the latest`)
         if (finish.outcome.result === 'Built' && job.facts === null)
           return new Fenced(`job ${jobId}: nothing was uploaded under this token`)
-        known.finished = token
+        job.finishedToken = token
         accepted.push({ job, finish })
         return undefined
       })
@@ -94,49 +92,35 @@ export function finishMany(database: Database, finishes: Finish[]): Promise<(Fen
   )
 }
 
-/** By job: the token that may finish it, and the one that did. */
-async function tokensOf(
-  sql: Sql,
-  ids: number[],
-): Promise<Map<number, { lease: string | null; finished: string | null }>> {
-  const rows = await sql.query<{ id: number; lease: string | null; finished: string | null }>(
-    // Index: PRIMARY of both.
-    `SELECT job.id, lease.token AS lease, job.finished_token AS finished
-     FROM job LEFT JOIN lease ON lease.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
-    [ids],
-  )
-  return new Map(rows.map(({ id, ...tokens }) => [id, tokens]))
-}
-
-async function endLeases(sql: Sql, accepted: { job: Job; finish: Finish }[]): Promise<void> {
+async function endLeases(sql: Transaction, accepted: { job: Job; finish: Finish }[]): Promise<void> {
   if (accepted.length === 0) return
-  const ids = accepted.map(({ job }) => job.id)
-  await sql.execute('DELETE FROM lease WHERE job_id IN (?)', [ids])
-  await sql.execute(
-    `UPDATE job SET finished_token = CASE id ${ids.map(() => 'WHEN ? THEN ?').join(' ')} END WHERE id IN (?)`,
-    [...accepted.flatMap(({ job, finish }) => [job.id, finish.claim.token]), ids],
-  )
-  // In one order, so that two batches don't lock each other out.
-  await lockPipelines(
+  const built = accepted.filter(({ finish }) => finish.outcome.result === 'Built')
+  const statements: Statement[] = [['DELETE FROM lease WHERE job_id IN (?)', [accepted.map(({ job }) => job.id)]]]
+  if (built.length > 0)
+    statements.push([
+      `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, updated_at_ms = ${nowMs},
+         finished_token = CASE id ${built.map(() => 'WHEN ? THEN ?').join(' ')} END
+       WHERE id IN (?)`,
+      [...built.flatMap(({ job, finish }) => [job.id, finish.claim.token]), built.map(({ job }) => job.id)],
+    ])
+  // All in one order, so that two batches don't lock each other out; late, for other batches wait from here on.
+  if (built.length < accepted.length) statements.push(pipelinesLocked(accepted.map(({ job }) => job)))
+  await sql.all(statements)
+  await release(
     sql,
-    accepted.map(({ job }) => job),
+    built.map(({ job }) => job),
   )
-  const built: Job[] = []
   for (const { job, finish } of accepted) {
-    const { outcome } = finish
-    if (outcome.result === 'Built') built.push(job)
-    else if (outcome.result === 'HandedBack') await putBack(sql, job, 'handed_back')
-    else {
-      const phase = outcome.code === 'Cancelled' ? 'Cancelled' : 'Failed'
-      await end(sql, job, phase, { code: outcome.code, message: outcome.message })
-    }
+    const { outcome, claim } = finish
+    if (outcome.result === 'Built') continue
+    await sql.execute('UPDATE job SET finished_token = ? WHERE id = ?', [claim.token, job.id])
+    if (outcome.result === 'HandedBack') await putBack(sql, job, 'handed_back')
+    else
+      await end(sql, job, outcome.code === 'Cancelled' ? 'Cancelled' : 'Failed', {
+        code: outcome.code,
+        message: outcome.message,
+      })
   }
-  if (built.length === 0) return
-  await sql.execute(
-    `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, updated_at_ms = ${nowMs} WHERE id IN (?)`,
-    [built.map(({ id }) => id)],
-  )
-  await release(sql, built)
 }
 
 /** A running job goes back to its place in the line; its facts are those of an upload that no longer counts. */

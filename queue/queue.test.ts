@@ -3,6 +3,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fenced } from '../api/errors.ts'
 import { startDatabase } from '../hack/parts/database.ts'
+import { until } from '../hack/parts/process.ts'
 import { Database } from '../runtime/sql.ts'
 import { claim } from './claim.ts'
 import { cancel, findJob, markSucceeded, positions, setPriority } from './control.ts'
@@ -52,6 +53,65 @@ test('the same commit pushed twice is one job, also at the same time', async () 
   assert.is(new Set(pushes.map(({ job }) => job.id)).size, 1)
   assert.is(pushes.filter(({ created }) => created).length, 1)
   assert.is(pushes[0]?.job.name, 'web-000000010000')
+})
+
+test('two commits that begin the same are two jobs, and so are their rebuilds', async () => {
+  const [one, other] = ['a', 'b'].map((end) => `${'0123456789ab'.padEnd(39, '0')}${end}`)
+  assert.is((await push(1, { commit: one })).job.name, 'web-0123456789ab')
+  assert.is((await push(1, { commit: other })).job.name, `web-${other}`)
+  assert.is((await push(1, { commit: other })).created, false)
+  for (const n of [2, 3]) {
+    assert.is((await push(1, { commit: other, rebuild: true })).job.name, `web-0123456789ab-${n}`)
+    assert.is((await push(1, { commit: one, rebuild: true })).job.name, `web-${one}-${n}`)
+  }
+})
+
+test('CancelOlder ends what earlier pushes to the same ref still do, waiting, blocked and running', async () => {
+  const newer = (n: number, more: object = {}) => push(n, { maxJobs: 2, cancelOlder: true, ...more })
+  const phase = async (n: number) => (await findJob(database, 'demo', `web-${commit(n).slice(0, 12)}`))?.phase
+  await push(1, { maxJobs: 2 })
+  const running = await take('w1')
+  await push(2, { maxJobs: 2 })
+  await push(3, { maxJobs: 2 })
+  await push(4, { maxJobs: 2, ref: 'refs/heads/release' })
+  await newer(5)
+  assert.equal(await Promise.all([1, 2, 3, 4, 5].map(phase)), ['Running', 'Cancelled', 'Cancelled', 'Queued', 'Queued'])
+  assert.equal(await heartbeat(database, running.claim, leaseMs), { cancel: true })
+  // The same push again, as a poll finds it, cancels nothing that came later.
+  await newer(6)
+  await newer(5)
+  assert.is(await phase(6), 'Queued')
+  await finish(database, running.claim, { result: 'Failed', code: 'Cancelled', message: 'cancelled' })
+  assert.is((await take('w1', 2)).job.commit, commit(4))
+  assert.is((await take('w2')).job.commit, commit(6))
+  assert.is(await claim(database, claimer('w3'), leaseMs), undefined)
+})
+
+test('while jobs are claimed and finished, pushes that cancel older ones leave one job and no slot behind', async () => {
+  const over = new AbortController()
+  const worker = async (name: string) => {
+    for (let pollId = 1; !over.signal.aborted; pollId++) {
+      const taken = await claim(database, claimer(name, pollId), leaseMs)
+      if (!taken) continue
+      const held = { jobId: taken.job.id, token: taken.token }
+      const { cancel } = await heartbeat(database, held, leaseMs)
+      await recordUpload(database, held, { digest: 'x' })
+      await finish(database, held, cancel ? { result: 'Failed', code: 'Cancelled', message: '' } : { result: 'Built' })
+    }
+  }
+  const workers = ['w1', 'w2', 'w3', 'w4'].map(worker)
+  for (let n = 1; n <= 60; n++) await push(n, { maxJobs: 2, cancelOlder: true })
+  await until('every job is over', async () => {
+    const [row] = await database.query<{ n: number }>(
+      "SELECT COUNT(*) AS n FROM job WHERE phase IN ('Queued', 'Running')",
+    )
+    return row?.n === 0
+  })
+  over.abort()
+  await Promise.all(workers)
+  for (const table of ['ready', 'blocked', 'slot', 'lease'])
+    assert.equal(await database.query(`SELECT * FROM ${table}`), [], table)
+  assert.is((await findJob(database, 'demo', `web-${commit(60).slice(0, 12)}`))?.phase, 'Replicating')
 })
 
 test('a rebuild is a job of its own, named after the first', async () => {

@@ -1,4 +1,4 @@
-import type { Sql } from '../runtime/sql.ts'
+import type { Sql, Statement, Transaction } from '../runtime/sql.ts'
 import { byKeys, type Job } from './job.ts'
 
 type Placed = Pick<Job, 'id' | 'namespace' | 'pipeline' | 'createdAtMs' | 'priority'>
@@ -51,33 +51,35 @@ export async function lockPipeline(sql: Sql, job: Pick<Job, 'namespace' | 'pipel
   return row?.maxJobs ?? 1
 }
 
-/** Locks the pipelines' rows, in the order of their names; by `namespace/pipeline`, their concurrency.max. */
-export async function lockPipelines(
-  sql: Sql,
-  jobs: Pick<Job, 'namespace' | 'pipeline'>[],
-): Promise<Map<string, number>> {
-  const named = new Map(jobs.map((job) => [pipelineOf(job), { namespace: job.namespace, name: job.pipeline }]))
-  if (named.size === 0) return new Map()
-  const { where, values } = byKeys(['namespace', 'name'], [...named.values()])
-  const rows = await sql.query<{ namespace: string; pipeline: string; maxJobs: number }>(
-    `SELECT namespace, name AS pipeline, max_jobs AS maxJobs FROM pipeline WHERE ${where}
-     ORDER BY namespace, name FOR UPDATE`,
-    values,
-  )
-  return new Map(rows.map((row) => [pipelineOf(row), row.maxJobs]))
+/** Locks the jobs' pipelines, in the order of their names. */
+export function pipelinesLocked(jobs: Pick<Job, 'namespace' | 'pipeline'>[]): Statement {
+  const { where, values } = pipelineKeys(jobs)
+  return [`SELECT name FROM pipeline WHERE ${where} ORDER BY namespace, name FOR UPDATE`, values]
+}
+
+function pipelineKeys(jobs: Pick<Job, 'namespace' | 'pipeline'>[]) {
+  const keys = new Map(jobs.map((job) => [pipelineOf(job), { namespace: job.namespace, name: job.pipeline }]))
+  return byKeys(['namespace', 'name'], [...keys.values()])
 }
 
 const pipelineOf = ({ namespace, pipeline }: Pick<Job, 'namespace' | 'pipeline'>) => `${namespace}/${pipeline}`
 
 /** Frees the jobs' slots and gives them to those of their pipelines that wait. Locks the pipelines' rows. */
-export async function release(sql: Sql, jobs: Placed[]): Promise<void> {
+export async function release(sql: Transaction, jobs: Placed[]): Promise<void> {
   if (jobs.length === 0) return
-  const pipelines = await lockPipelines(sql, jobs)
-  // Index: by_job.
-  await sql.execute('DELETE FROM slot WHERE job_id IN (?)', [jobs.map(({ id }) => id)])
-  const first = new Map(jobs.map((job) => [pipelineOf(job), job]))
-  for (const [key, { namespace, pipeline }] of first)
-    await promote(sql, { namespace, pipeline, maxJobs: pipelines.get(key) ?? 1 })
+  const keys = pipelineKeys(jobs)
+  const [, , waited] = await sql.all([
+    pipelinesLocked(jobs),
+    // Index: by_job.
+    ['DELETE FROM slot WHERE job_id IN (?)', [jobs.map(({ id }) => id)]],
+    // Index: PRIMARY of both, one look each. Not EXISTS, which the server may turn into a join over all that wait.
+    [
+      `SELECT namespace, name AS pipeline, max_jobs AS maxJobs FROM pipeline WHERE (${keys.where}) AND 1 =
+         (SELECT 1 FROM blocked WHERE blocked.namespace = pipeline.namespace AND blocked.pipeline = pipeline.name LIMIT 1)`,
+      keys.values,
+    ],
+  ])
+  for (const row of waited ?? []) await promote(sql, row as { namespace: string; pipeline: string; maxJobs: number })
 }
 
 /** Gives a pipeline's free slots to its jobs that wait, first come first. */

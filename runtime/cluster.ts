@@ -1,3 +1,4 @@
+import { KubeConfig } from '@kubernetes/client-node'
 import { Transient } from '../api/errors.ts'
 import { ApiError } from './apiError.ts'
 import { type Clock, systemClock } from './clock.ts'
@@ -77,9 +78,15 @@ export class Cluster implements AsyncDisposable {
     this.server = transport.server
   }
 
-  /** By a kubeconfig's path, or from inside a pod. Throws `ConfigInvalid`. */
-  static load(options: { kubeconfig?: string | undefined; clock?: Clock } = {}): Cluster {
-    const transport = new Transport(loadKubeConfig(options.kubeconfig))
+  /** By a kubeconfig or its path, or from inside a pod. Throws `ConfigInvalid`. */
+  static load({
+    kubeconfig,
+    ...options
+  }: {
+    kubeconfig?: KubeConfig | string | undefined
+    clock?: Clock
+  } = {}): Cluster {
+    const transport = new Transport(kubeconfig instanceof KubeConfig ? kubeconfig : loadKubeConfig(kubeconfig))
     return new Cluster(transport, options.clock ?? systemClock, new Slots(maxRequests), {})
   }
 

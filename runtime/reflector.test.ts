@@ -241,6 +241,25 @@ test('a version the server never had ends in a list', async () => {
   await until('it is seen', () => at.value('object-0') === '1', { timeoutMs: 15_000 })
 })
 
+test('what was written is seen at once, and not taken back by events of what was before', async () => {
+  await using at = await start({ objects: 1 })
+  await at.reflector.synced()
+  await at.watching()
+  at.proxy.silent = true
+  const earlier = await at.set('object-0', '1')
+  at.reflector.remember(await at.set('object-0', '2'))
+  assert.is(at.value('object-0'), '2')
+  at.changes.length = 0
+  at.proxy.silent = false
+  at.proxy.inject(JSON.stringify({ type: 'MODIFIED', object: earlier }))
+  at.proxy.inject(JSON.stringify({ type: 'DELETED', object: earlier }))
+  await at.set('object-0', '3')
+  await until('the last change', () => at.value('object-0') === '3')
+  assert.equal(at.changes, ['object-0 2→3'])
+  at.reflector.remember(await at.set('none', '1'))
+  await until('what is new comes by the watch', () => at.value('none') === '1')
+})
+
 test('stopping before the first list tells who waits for it', async () => {
   const cluster = Cluster.load({ kubeconfig: api.kubeconfigFile })
   const reflector = new Reflector<ConfigMap>({

@@ -36,6 +36,11 @@ export type ChangeHandler<T> = (key: string, object: T | undefined, previous: T 
 const keyOf = ({ metadata }: Named): string =>
   metadata.namespace === undefined ? metadata.name : `${metadata.namespace}/${metadata.name}`
 
+/** Versions of one kind are numbers that grow, until a server is restored from a backup. */
+const versionOf = ({ metadata }: Named): bigint => BigInt(metadata.resourceVersion || 0)
+/** After so long an older version is what the server now has. */
+const rememberedMs = 10_000
+
 /**
  * A local copy of a kind's objects, kept true by list and watch.
  *
@@ -48,6 +53,8 @@ export class Reflector<T extends Named> {
   readonly #options: ReflectorOptions<T>
   readonly #clock: Clock
   readonly #objects = new Map<string, T>()
+  /** What this process wrote lately: an event of an older version would take it back for a moment. */
+  readonly #written = new Map<string, { version: bigint; untilMs: number }>()
   readonly #handlers: ChangeHandler<T>[] = []
   readonly #synced = Promise.withResolvers<void>()
   readonly #count: (what: 'list' | 'watch' | 'broken' | 'invalid') => void
@@ -69,6 +76,14 @@ export class Reflector<T extends Named> {
 
   list(): T[] {
     return [...this.#objects.values()]
+  }
+
+  /** Takes in the answer to a write, so that whoever reads next sees it, without waiting for the watch. */
+  remember(written: AnyObject): void {
+    const key = keyOf(written)
+    if (!this.#objects.has(key) || this.#isOlder(written)) return
+    this.#put(written)
+    this.#written.set(key, { version: versionOf(written), untilMs: this.#clock.monotonic() + rememberedMs })
   }
 
   /** Called for each change, and at once for what is here already. A handler that throws is logged. */
@@ -120,7 +135,8 @@ export class Reflector<T extends Named> {
       listed.add(keyOf(item))
       this.#put(item)
     }
-    for (const key of [...this.#objects.keys()]) if (!listed.has(key)) this.#remove(key)
+    for (const [key, { metadata }] of this.#objects)
+      if (!listed.has(key)) this.#remove({ metadata: { ...metadata, resourceVersion } })
     this.#resourceVersion = resourceVersion
     this.#listedAt = this.#clock.monotonic()
     this.#synced.resolve()
@@ -144,8 +160,8 @@ export class Reflector<T extends Named> {
           return events
         }
         events++
-        if (type === 'ADDED' || type === 'MODIFIED') this.#put(object)
-        else if (type === 'DELETED') this.#remove(keyOf(object))
+        if (type === 'DELETED') this.#remove(object)
+        else if (type !== 'BOOKMARK') this.#put(object)
         this.#resourceVersion = object.metadata.resourceVersion ?? this.#resourceVersion
       }
     } catch (error) {
@@ -161,6 +177,7 @@ export class Reflector<T extends Named> {
     const key = keyOf(raw)
     const previous = this.#objects.get(key)
     if (previous && previous.metadata.resourceVersion === raw.metadata.resourceVersion) return
+    if (this.#isOlder(raw)) return
     let object: T
     try {
       object = this.#options.parse(raw)
@@ -183,7 +200,19 @@ export class Reflector<T extends Named> {
     }
   }
 
-  #remove(key: string): void {
+  #isOlder(object: Named): boolean {
+    const key = keyOf(object)
+    const written = this.#written.get(key)
+    if (!written) return false
+    if (versionOf(object) < written.version && this.#clock.monotonic() < written.untilMs) return true
+    this.#written.delete(key)
+    return false
+  }
+
+  /** By the version at which it was found to be gone. */
+  #remove(gone: Named): void {
+    if (this.#isOlder(gone)) return
+    const key = keyOf(gone)
     const previous = this.#objects.get(key)
     if (!this.#objects.delete(key)) return
     for (const handler of this.#handlers) this.#call(handler, key, undefined, previous)

@@ -8,10 +8,17 @@ type Scalar = string | number | bigint | boolean | Date | Uint8Array | null
 /** A list fills `IN (?)`; a list of lists fills `VALUES ?`. Neither may be empty. */
 export type SqlValue = Scalar | Scalar[] | Scalar[][]
 
+export type Statement = [sql: string, values: SqlValue[]]
+
 /** What a query runs on: a database, or a transaction in it. */
 export interface Sql {
   query<T = Row>(sql: string, values?: SqlValue[]): Promise<T[]>
   execute(sql: string, values?: SqlValue[]): Promise<{ affectedRows: number; insertId: number }>
+}
+
+export interface Transaction extends Sql {
+  /** Several statements in one round trip, up to the first that fails. Gives the rows of each; none of a change. */
+  all(statements: Statement[]): Promise<Row[][]>
 }
 
 interface DatabaseOptions {
@@ -59,6 +66,8 @@ export class Database implements Sql, AsyncDisposable {
       jsonStrings: true,
       connectTimeout: 5000,
       enableKeepAlive: true,
+      // Text never becomes SQL: every value is a placeholder's.
+      multipleStatements: true,
     })
     this.#pool.pool.on('connection', (connection) => {
       // Queued before anything else on this connection; one without its settings is not used.
@@ -82,7 +91,7 @@ export class Database implements Sql, AsyncDisposable {
    * sent. Lost after that, its outcome is unknown: it is run again only if `idempotent`.
    */
   async transaction<T>(
-    work: (sql: Sql) => Promise<T>,
+    work: (sql: Transaction) => Promise<T>,
     options: { attempts?: number; idempotent?: boolean } = {},
   ): Promise<T> {
     const attempts = options.attempts ?? 8
@@ -100,13 +109,27 @@ export class Database implements Sql, AsyncDisposable {
     }
   }
 
-  #attempt<T>(work: (sql: Sql) => Promise<T>, progress: { committing: boolean }): Promise<T> {
+  #attempt<T>(work: (sql: Transaction) => Promise<T>, progress: { committing: boolean }): Promise<T> {
     return this.#connected(async (connection) => {
-      await this.#run(connection, 'START TRANSACTION')
+      // The start goes along with the first statement: a round trip less.
+      let start: Statement[] = [['START TRANSACTION', []]]
+      const all = async (statements: Statement[]): Promise<unknown[]> => {
+        const whole = [...start, ...statements]
+        start = []
+        const sql = whole.map(([text]) => text).join(';\n')
+        const result = await this.#run(
+          connection,
+          sql,
+          whole.flatMap(([, values]) => values),
+        )
+        return whole.length === 1 ? [result] : (result as unknown[]).slice(whole.length - statements.length)
+      }
+      const one = async (sql: string, values: SqlValue[] = []) => (await all([[sql, values]]))[0]
       try {
         const result = await work({
-          query: async <R>(sql: string, values: SqlValue[] = []) => (await this.#run(connection, sql, values)) as R[],
-          execute: async (sql, values = []) => (await this.#run(connection, sql, values)) as mysql.ResultSetHeader,
+          query: async <R>(sql: string, values?: SqlValue[]) => (await one(sql, values)) as R[],
+          execute: async (sql, values) => (await one(sql, values)) as mysql.ResultSetHeader,
+          all: async (statements) => (await all(statements)).map((rows) => (Array.isArray(rows) ? rows : [])),
         })
         progress.committing = true
         await this.#run(connection, 'COMMIT')

@@ -21,6 +21,24 @@ test.after(async () => {
   await up[Symbol.asyncDispose]()
 })
 
+/** The command, as somebody with the demo's kubeconfig. */
+function shoal(command: string, ...args: string[]) {
+  const { kubeconfig, namespace, hub } = up.system.state
+  const main = join(import.meta.dirname, '../main.ts')
+  return run(process.execPath, [main, command, '--namespace', namespace, ...args], {
+    env: { PATH: process.env.PATH, KUBECONFIG: kubeconfig, SHOAL_HUB_CA: hub.ca },
+    maxBuffer: 64 << 20,
+  })
+}
+
+/** Waits until a worker builds it. */
+const runs = (name: string) =>
+  up.kube.until(
+    { kind: BuildJob, namespace: up.system.state.namespace, name },
+    (it) => it.status?.phase === 'Running',
+    { what: `${name} runs`, timeoutMs: 30_000 },
+  )
+
 const refused: [what: string, script: string, code: string, build?: { timeout?: string; output?: string }][] = [
   ['a build that fails', 'echo no such luck; exit 3', 'BuildFailed'],
   ['a build that hangs', 'sleep 600', 'BuildTimeout', { timeout: '2s' }],
@@ -56,15 +74,31 @@ test('a build that prints 100 MB succeeds, and its log is cut to head and tail w
     const pipeline = await addPipeline(up, 'loud')
     const { job } = await pipeline.push('mkdir out; echo 1 >out/a; yes 0123456789abcdef | head -c 100000000')
     assert.is((await ended(up, job, 90_000)).status?.phase, 'Succeeded')
-    const { kubeconfig, namespace, hub } = up.system.state
-    const main = join(import.meta.dirname, '../main.ts')
-    const { stdout } = await run(process.execPath, [main, 'logs', job, '--namespace', namespace, '--hub', hub.url], {
-      env: { PATH: process.env.PATH, KUBECONFIG: kubeconfig, SHOAL_HUB_CA: hub.ca },
-      maxBuffer: 64 << 20,
-    })
+    const { stdout } = await shoal('logs', job, '--hub', up.system.state.hub.url)
     assert.ok(stdout.length > 1000 && stdout.length < 20_000_000, `the kept log has ${stdout.length} bytes`)
     assert.match(stdout, /left out|cut|omitted/)
     assert.match(stdout, /^0123456789abcdef$/m)
+  }))
+
+test('shoal cancel ends a running build; a job that is not there is named', () =>
+  up.explain(async () => {
+    const pipeline = await addPipeline(up, 'endless')
+    const { job } = await pipeline.push('sleep 600')
+    await runs(job)
+    assert.match((await shoal('cancel', job)).stdout, new RegExp(`^${job} is being cancelled$`, 'm'))
+    assert.is((await ended(up, job)).status?.phase, 'Cancelled')
+    const refusal = await shoal('cancel', 'nobody').catch((error: { code: number; stderr: string }) => error)
+    assert.match('stderr' in refusal ? refusal.stderr : '', /there is no BuildJob nobody/)
+  }))
+
+test('with onPush: CancelOlder a push ends the build of the one before it', () =>
+  up.explain(async () => {
+    const pipeline = await addPipeline(up, 'newest', {}, { onPush: 'CancelOlder' })
+    const older = await pipeline.push('sleep 600')
+    await runs(older.job)
+    const newer = await pipeline.push('mkdir out; echo 1 >out/a')
+    assert.is((await ended(up, older.job)).status?.phase, 'Cancelled')
+    assert.is((await ended(up, newer.job)).status?.phase, 'Succeeded')
   }))
 
 test('a wrong signature and an unknown pipeline get the same 401, and touch nothing', () =>

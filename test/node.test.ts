@@ -1,4 +1,4 @@
-// timeout: 420 s
+// timeout: 900 s
 import { execFile } from 'node:child_process'
 import { chmod, mkdir, readdir, readFile, readlink } from 'node:fs/promises'
 import { basename, join } from 'node:path'

@@ -19,6 +19,7 @@ export async function addPipeline(
   { system, kube }: TestSystem,
   name: string,
   build: Partial<z.input<typeof Pipeline.spec>['build']> = {},
+  concurrency: z.input<typeof Pipeline.spec>['concurrency'] = {},
 ): Promise<TestPipeline> {
   const { state } = system
   const { namespace, webhook, hub } = state
@@ -30,6 +31,7 @@ export async function addPipeline(
     {
       source: { url: repository.bare, pollInterval: '10m', webhookSecretRef: { name: 'web-webhook' } },
       build: { command: ['./build.sh'], output: 'out', timeout: '1m', ...build },
+      concurrency,
     },
   )
   await kube.cluster.apply(Pipeline, pipeline, { fieldManager: 'test' })

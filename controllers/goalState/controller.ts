@@ -129,7 +129,7 @@ export class GoalStateController {
         nowMs: this.#clock.now(),
       }),
     )
-    // Soon, but not before the hold can have come back by the watch.
+    // The hold is put; going back, if there is something to go back to, is the next reconcile's.
     if (verdict?.is === 'Failed' && !status.rollback) return { afterMs: 100 }
     const busy = problem instanceof Waiting || (verdict !== undefined && verdict.is !== 'Complete')
     return { afterMs: busy ? (this.#options.tickMs ?? 1000) : idleMs }
@@ -328,6 +328,7 @@ export class GoalStateController {
     if (isDeepStrictEqual(goal.status, status)) return
     const object = { metadata: { name: goal.metadata.name, namespace: goal.metadata.namespace }, status }
     const written = await this.#options.cluster.apply(GoalState, object, { fieldManager, subresource: 'status' })
+    this.#options.goals.remember(written)
     goal.status = GoalState.parse(written).status
   }
 

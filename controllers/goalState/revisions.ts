@@ -93,7 +93,8 @@ export class Revisions {
         metadata: { name: metadata.name, namespace: metadata.namespace },
         status: { hold: { by: 'shoal', at, why } },
       }
-      await this.#cluster.apply(GoalStateRevision, object, { fieldManager: 'shoal-goalstate', subresource: 'status' })
+      const options = { fieldManager: 'shoal-goalstate', subresource: 'status' as const }
+      this.#reflector.remember(await this.#cluster.apply(GoalStateRevision, object, options))
     }
   }
 }

@@ -16,7 +16,7 @@ import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
 import type { Database } from '../../runtime/sql.ts'
-import { isBuilt } from './refs.ts'
+import { isBuilt, pushed } from './refs.ts'
 
 export interface PipelineControllerOptions {
   cluster: Cluster
@@ -113,11 +113,9 @@ export function pipelineController(options: PipelineControllerOptions): Controll
 
   /** Queues what is new; the name of the last job. */
   async function queueNew(pipeline: Pipeline, polled: Tip[]): Promise<string | undefined> {
-    const { namespace = '', name } = pipeline.metadata
     let last: string | undefined
-    for (const { ref, commit } of polled) {
-      const maxJobs = pipeline.spec.concurrency.max
-      const { job, created } = await enqueue(database, { namespace, pipeline: name, commit, ref, maxJobs })
+    for (const tip of polled) {
+      const { job, created } = await enqueue(database, pushed(pipeline, tip))
       if (created) options.onChange?.()
       last = job.name
     }

@@ -7,7 +7,7 @@ import { enqueue } from '../../queue/enqueue.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Server } from '../../runtime/server.ts'
 import type { Database } from '../../runtime/sql.ts'
-import { isBuilt } from './refs.ts'
+import { isBuilt, pushed } from './refs.ts'
 
 export interface WebhookOptions {
   database: Database
@@ -68,16 +68,9 @@ export function registerWebhook(server: Server, options: WebhookOptions): void {
     const { ref, after, deleted, head_commit: head } = push.parse(parseJson(body))
     if (deleted || after === noCommit) return { ignored: `${ref} was deleted` }
     if (!isBuilt(pipeline, ref)) return { ignored: `${ref} is not built by this pipeline` }
-    const { namespace = '', name } = pipeline.metadata
-    const maxJobs = pipeline.spec.concurrency.max
-    const { job } = await enqueue(options.database, {
-      namespace,
-      pipeline: name,
-      // Of an annotated tag, `after` is the tag object, and a poll would find the commit.
-      commit: commitId.parse(ref.startsWith('refs/tags/') ? (head?.id ?? after) : after),
-      ref,
-      maxJobs,
-    })
+    // Of an annotated tag, `after` is the tag object, and a poll would find the commit.
+    const commit = commitId.parse(ref.startsWith('refs/tags/') ? (head?.id ?? after) : after)
+    const { job } = await enqueue(options.database, pushed(pipeline, { commit, ref }))
     options.onChange?.()
     return { job: job.name }
   }

@@ -9,6 +9,8 @@ import { systemClock as clock } from '../../../runtime/clock.ts'
 import { createLogger } from '../../../runtime/log.ts'
 import { Database } from '../../../runtime/sql.ts'
 import { startDatabase } from '../../parts/database.ts'
+import { simulateDay } from './day.ts'
+import { type Cost, idleWorkers, pollingWorkers } from './idle.ts'
 import { claimOnce, type PlainQueue, plainQueue } from './plainQueue.ts'
 import { seedJobs } from './seed.ts'
 
@@ -150,6 +152,43 @@ for (const [workers, least] of [
   const at = (share: number) => tookMs[Math.floor(tookMs.length * share)] ?? Number.NaN
   row('push to start on an idle worker, p50, ms', at(0.5).toFixed(1), '20', at(0.5) / 20, { atMost: 1 })
   row('push to start on an idle worker, p99, ms', at(0.99).toFixed(1), '100', at(0.99) / 100, { atMost: 1 })
+}
+
+{
+  const forMs = quick ? 12_000 : 30_000
+  await using database = await newQueue()
+  const mine = await idleWorkers(database, { workers: 2000, probeEveryMs: forMs, log })
+  const polling = await pollingWorkers(await server.createSchema('polling'), database, { workers: 2000, forMs })
+  const what = `2000 idle workers, probed every ${forMs / 1000} s`
+  const cost = ({ cores }: Cost) => `${(100 * cores).toFixed(1)} %`
+  row(`${what}, of a core`, cost(mine), `polling SQL each second, ${cost(polling)}; 10 %`, mine.cores / 0.1, {
+    atMost: 1,
+  })
+  const statements = (of: Cost) => `${of.statementsPerSecond.toFixed(1)}/s`
+  const many = `${statements(polling)}; 20/s`
+  row(`${what}, statements`, statements(mine), many, mine.statementsPerSecond / 20, { atMost: 1 })
+}
+
+{
+  const minute = 60_000
+  const day = { seed: 1, builds: 5000, meanBuildMs: 14.4 * minute }
+  const policy = { targetWaitMs: 30_000, startMs: 45_000, coolDownMs: 3 * minute }
+  const scaled = simulateDay({ ...day, fleet: { ...policy, classes: [{ name: 'all', min: 2, max: 1000 }] } })
+  let [few, enough] = [1, 1000]
+  while (few < enough) {
+    const fleet = Math.floor((few + enough) / 2)
+    if (simulateDay({ ...day, fleet }).p95WaitMs <= scaled.p95WaitMs) enough = fleet
+    else few = fleet + 1
+  }
+  const fixed = simulateDay({ ...day, fleet: enough })
+  const what = `a simulated day of ${scaled.builds} builds`
+  const hours = ({ workerHours }: { workerHours: number }) => `${workerHours.toFixed(0)} worker-hours`
+  const waited = (scaled.p95WaitMs / 1000).toFixed(1)
+  row(`${what}, wait p95, s`, waited, '60', scaled.p95WaitMs / minute, { atMost: 1 })
+  const sum = `${scaled.buildHours.toFixed(0)} h of building`
+  row(what, hours(scaled), sum, scaled.workerHours / scaled.buildHours, { atMost: 1.25 })
+  const others = `${enough} workers all day with the same wait, ${hours(fixed)}`
+  row(what, hours(scaled), others, scaled.workerHours / fixed.workerHours, { atMost: 0.5 })
 }
 
 process.exitCode = missed ? 1 : 0
