@@ -36,7 +36,9 @@ if (up === undefined)
   console.log('skipped: SHOAL_TEST_MYSQL names no command that starts a MySQL server and prints its URL')
 else {
   const test = suite('MySQL')
-  const { stdout } = await run(up)
+  // The command gives a server some seconds; on a busy machine a new data directory takes longer. Again, it waits on.
+  const start = () => run(up).catch(() => undefined)
+  const { stdout } = await until('the server has started', start, { timeoutMs: 300_000 })
   const env = { ...process.env, SHOAL_MYSQL_URL: stdout.trim() }
   for (const file of files)
     test(`${file} holds on MySQL as on MariaDB`, async () => {
