@@ -37,8 +37,7 @@ if (up === undefined)
 else {
   const test = suite('MySQL')
   // The command gives a server some seconds; on a busy machine a new data directory takes longer. Again, it waits on.
-  const start = () => run(up).catch(() => undefined)
-  const { stdout } = await until('the server has started', start, { timeoutMs: 300_000 })
+  const { stdout } = await until('the server has started', () => run(up), { timeoutMs: 300_000 })
   const env = { ...process.env, SHOAL_MYSQL_URL: stdout.trim() }
   for (const file of files)
     test(`${file} holds on MySQL as on MariaDB`, async () => {
