@@ -9,6 +9,10 @@ export interface Claimer {
   pollId: number
   probeUrl: string
   probeSecret: string
+  /** Its size. Default: standard. */
+  class?: string
+  /** What keeps its builds in bounds, for people. */
+  isolation?: string
 }
 
 export interface Claim {
@@ -59,11 +63,16 @@ const isDuplicate = (error: unknown) => (error as { errno?: unknown }).errno ===
 /** Notes that the workers were heard; in the order of their names, so that two batches don't lock each other out. */
 export async function hear(sql: Sql, claimers: Claimer[]): Promise<void> {
   if (claimers.length === 0) return
-  const rows = new Map(claimers.map(({ worker, probeUrl, probeSecret }) => [worker, [worker, probeUrl, probeSecret]]))
+  const rows = new Map(
+    claimers.map(({ worker, probeUrl, probeSecret, class: size = 'standard', isolation = '' }) => [
+      worker,
+      [worker, probeUrl, probeSecret, size, isolation],
+    ]),
+  )
   const names = [...rows.keys()].sort()
   await sql.execute(
-    `INSERT INTO worker (name, probe_url, probe_secret, last_seen_ms)
-     VALUES ${names.map(() => `(?, ?, ?, ${nowMs})`).join(', ')}
+    `INSERT INTO worker (name, probe_url, probe_secret, class, isolation, first_seen_ms, last_seen_ms)
+     VALUES ${names.map(() => `(?, ?, ?, ?, ?, ${nowMs}, ${nowMs})`).join(', ')}
      ON DUPLICATE KEY UPDATE probe_url = VALUES(probe_url), last_seen_ms = VALUES(last_seen_ms)`,
     names.flatMap((name) => rows.get(name) ?? []),
   )

@@ -7,7 +7,7 @@ import { FakeClock } from '../runtime/clock.fake.ts'
 import { createLogger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
 import { Database } from '../runtime/sql.ts'
-import { claim } from './claim.ts'
+import { claim, hear } from './claim.ts'
 import { findJob } from './control.ts'
 import { enqueue } from './enqueue.ts'
 import { HealthChecker } from './healthChecker.ts'
@@ -58,12 +58,12 @@ test.before.each(async () => {
   })
 })
 
+const asking = (worker: string, pollId: number) => ({
+  ...{ worker, pollId, probeUrl: 'http://127.0.0.1:1', probeSecret: 's'.repeat(32) },
+})
+
 async function take(worker: string, pollId = 1) {
-  const taken = await claim(
-    database,
-    { worker, pollId, probeUrl: 'http://127.0.0.1:1', probeSecret: 's'.repeat(32) },
-    leaseMs,
-  )
+  const taken = await claim(database, asking(worker, pollId), leaseMs)
   assert.ok(taken)
   // A probe counts as after the claim when it began in a later millisecond.
   await database.query('DO SLEEP(0.002)')
@@ -106,7 +106,7 @@ test('a job claimed while its worker was being probed is kept', async () => {
       return { worker: worker.name, lastPollId: 7, held: [] }
     },
   })
-  await database.execute("INSERT INTO worker VALUES ('w1', 'http://127.0.0.1:1', 's', 1)")
+  await hear(database, [asking('w1', 1)])
   await late.round(never)
   assert.is(await phase(), 'Running')
 })
@@ -191,9 +191,7 @@ test('a job that lost three workers fails', async () => {
 })
 
 test('what answers is seen, and what is silent too long raises one alarm', async () => {
-  await database.execute(
-    "INSERT INTO worker VALUES ('old', 'http://127.0.0.1:1', 's', 1), ('new', 'http://127.0.0.1:1', 's', 1)",
-  )
+  await hear(database, [asking('old', 1), asking('new', 1)])
   await database.execute(
     `UPDATE worker SET last_seen_ms = (SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)) - 5000`,
   )

@@ -85,6 +85,10 @@ CREATE TABLE worker (
   name VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   probe_url VARCHAR(2048) CHARACTER SET utf8mb4 NOT NULL,
   probe_secret VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  class VARCHAR(63) CHARACTER SET ascii COLLATE ascii_bin NOT NULL COMMENT 'its size: the label of its Deployment',
+  isolation VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL COMMENT 'what keeps its builds in bounds, for people',
+  draining BOOLEAN NOT NULL DEFAULT FALSE COMMENT 'gets no more jobs: it is about to be stopped',
+  first_seen_ms BIGINT NOT NULL,
   last_seen_ms BIGINT NOT NULL,
   PRIMARY KEY (name),
   KEY by_last_seen (last_seen_ms)
