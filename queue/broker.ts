@@ -1,14 +1,15 @@
 import type { Clock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { Database } from '../runtime/sql.ts'
-import { type Claim, type Claimer, claimMany, hear } from './claim.ts'
+import { type Claim, type Claimer, claimMany, hear, type TargetOf } from './claim.ts'
 import { finish } from './lease.ts'
 
 export interface ClaimBrokerOptions {
   database: Database
-  leaseMs: number
   clock: Clock
   log: Logger
+  /** What a claim fixes for its job. */
+  targetOf?: TargetOf
   /** Claims in one transaction. Default 200: one connection makes 10,000 claims a second of them, 8 of single ones 1,000. */
   maxBatch?: number
   /** Between two looks whether another replica queued something, while workers wait. Default 80 ms. */
@@ -119,12 +120,12 @@ export class ClaimBroker {
   async #claim(askers: Asker[]): Promise<boolean> {
     const batch = askers.filter((asker) => !asker.gone)
     if (batch.length === 0) return false
-    const { database, leaseMs } = this.#o
+    const { database, targetOf } = this.#o
     await this.#hear(batch)
     const claims = await claimMany(
       database,
       batch.map(({ claimer }) => claimer),
-      leaseMs,
+      targetOf,
     )
     const served = new Set<Asker>()
     batch.forEach((asker, i) => {

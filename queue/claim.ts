@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto'
+import { Stalled } from '../api/errors.ts'
 import type { Database, Sql, Statement, Transaction } from '../runtime/sql.ts'
-import { byKeys, type Job, lockJobs, lockReady, nowMs } from './job.ts'
-import { release } from './slots.ts'
+import { end } from './end.ts'
+import { given, type Job, lockJobs, lockReady, nowMs } from './job.ts'
 
 export interface Claimer {
   worker: string
@@ -20,28 +21,30 @@ export interface Claim {
   token: string
 }
 
+/** What a claim fixes for the job, to be kept as JSON. Throws Stalled when the job can't be built: that ends it. */
+export type TargetOf = (job: Job) => unknown
+
 /** The next job, leased to this worker; undefined when there is none. As `hear` and `claimMany` of one. */
-export async function claim(database: Database, claimer: Claimer, leaseMs: number): Promise<Claim | undefined> {
+export async function claim(database: Database, claimer: Claimer, targetOf?: TargetOf): Promise<Claim | undefined> {
   await hear(database, [claimer])
-  const [taken] = await claimMany(database, [claimer], leaseMs)
+  const [taken] = await claimMany(database, [claimer], targetOf)
   return taken
 }
 
 /**
  * The next jobs, one for each claimer as far as they go, in the claimers' order. Asking again with the same pollId gives
  * the same job again, so a lost answer costs nothing. One transaction whatever the number: the commit is what a claim
- * costs. It takes the head of `ready` that nobody else is taking (SKIP LOCKED, READ COMMITTED), then changes by primary
- * key only.
+ * costs. It takes the head of `ready` that nobody else is taking (SKIP LOCKED, READ COMMITTED), then changes by key only.
  */
 export async function claimMany(
   database: Database,
   claimers: Claimer[],
-  leaseMs: number,
+  targetOf: TargetOf = () => null,
 ): Promise<(Claim | undefined)[]> {
   const run = (work: (sql: Transaction) => Promise<Map<string, Claim>>) =>
     database.transaction(work, { idempotent: true })
   const claims = await run(async (sql) => {
-    const leased = await leaseNext(sql, claimers, leaseMs)
+    const leased = await leaseNext(sql, claimers, targetOf)
     const rest = claimers.filter((claimer) => !leased.has(pollOf(claimer)))
     return new Map([...leased, ...(await claimedBefore(sql, rest))])
   }).catch((error: unknown) => {
@@ -50,7 +53,7 @@ export async function claimMany(
     return run(async (sql) => {
       const before = await claimedBefore(sql, claimers)
       const waiting = claimers.filter((claimer) => !before.has(pollOf(claimer)))
-      return new Map([...before, ...(await leaseNext(sql, waiting, leaseMs))])
+      return new Map([...before, ...(await leaseNext(sql, waiting, targetOf))])
     })
   })
   return claimers.map((claimer) => claims.get(pollOf(claimer)))
@@ -80,25 +83,23 @@ export async function hear(sql: Sql, claimers: Claimer[]): Promise<void> {
 
 async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<string, Claim>> {
   if (claimers.length === 0) return new Map()
-  const keys = claimers.map(({ worker, pollId }) => ({ worker, poll_id: pollId }))
   // Index: by_poll.
-  const { where, values } = byKeys(['worker', 'poll_id'], keys)
-  const rows = await sql.query<{ jobId: number; worker: string; pollId: number; token: string }>(
-    `SELECT job_id AS jobId, worker, poll_id AS pollId, token FROM lease WHERE ${where}`,
-    values,
+  const { table, value } = given(
+    ['worker', 'poll_id'],
+    claimers.map(({ worker, pollId }) => ({ worker, poll_id: pollId })),
   )
-  const jobs = new Map(
-    (
-      await lockJobs(
-        sql,
-        rows.map(({ jobId }) => jobId),
-      )
-    ).map((job) => [job.id, job]),
+  const rows = await sql.query<{ jobId: number; worker: string; pollId: number }>(
+    `SELECT slot.job_id AS jobId, slot.worker, slot.poll_id AS pollId
+     FROM ${table} STRAIGHT_JOIN slot ON slot.worker = given.worker AND slot.poll_id = given.poll_id`,
+    [value],
   )
+  const ids = rows.map(({ jobId }) => jobId)
+  const jobs = new Map((await lockJobs(sql, ids)).map((job) => [job.id, job]))
   return new Map(
     rows.flatMap((row) => {
       const job = jobs.get(row.jobId)
-      return job ? [[pollOf(row), { job, token: row.token }]] : []
+      const token = job?.worker === row.worker ? job.token : undefined
+      return job && token ? [[pollOf(row), { job, token }]] : []
     }),
   )
 }
@@ -108,62 +109,73 @@ async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<string,
  *
  * @throws ER_DUP_ENTRY when one of the polls has a lease already
  */
-async function leaseNext(sql: Transaction, claimers: Claimer[], leaseMs: number): Promise<Map<string, Claim>> {
+async function leaseNext(sql: Transaction, claimers: Claimer[], targetOf: TargetOf): Promise<Map<string, Claim>> {
   const leased = new Map<string, Claim>()
   while (leased.size < claimers.length) {
     const heads = await lockReady(sql, claimers.length - leased.size)
     if (heads.length === 0) break
-    const free = claimers.slice(leased.size)
-    const claims = heads
-      .filter(({ phase, cancel }) => phase === 'Queued' && !cancel)
-      .map((job, i) => claimFor(job, free[i] as Claimer))
-    await sql.all([leaveLine(heads), ...(claims.length > 0 ? giveLeases(claims, leaseMs) : [])])
-    for (const job of heads) if (job.phase === 'Queued' && job.cancel) await end(sql, job, 'Cancelled')
-    for (const { claimer, ...claim } of claims) leased.set(pollOf(claimer), claim)
+    const claims: NewLease[] = []
+    const refused: { job: Job; why: Stalled }[] = []
+    for (const job of heads) {
+      const claimer = claimers[leased.size + claims.length] as Claimer
+      const target = targetFor(job, targetOf)
+      if (target instanceof Stalled) refused.push({ job, why: target })
+      else claims.push(newLease(job, claimer, target))
+    }
+    await sql.all([leaveLine(heads), ...(claims.length > 0 ? [giveLeases(claims)] : [])])
+    for (const { job, why } of refused) await end(sql, job, 'Failed', why)
+    for (const { claimer, job, token } of claims) leased.set(pollOf(claimer), { job, token })
   }
   return leased
 }
 
-const claimFor = (job: Job, claimer: Claimer) => ({
+function targetFor(job: Job, targetOf: TargetOf): string | Stalled {
+  try {
+    return JSON.stringify(targetOf(job))
+  } catch (error) {
+    if (error instanceof Stalled) return error
+    throw error
+  }
+}
+
+type NewLease = Claim & { claimer: Claimer; target: string }
+
+const newLease = (job: Job, claimer: Claimer, target: string): NewLease => ({
   claimer,
-  job: { ...job, phase: 'Running', worker: claimer.worker, attempt: job.attempt + 1 } satisfies Job,
-  token: `${job.claims + 1}-${randomBytes(12).toString('hex')}`,
+  target,
+  job: { ...job, phase: 'Running', worker: claimer.worker, attempt: job.lostWorkers + 1, target },
+  token: `${job.lostWorkers + job.handedBack + 1}-${randomBytes(12).toString('hex')}`,
 })
 
+/** Index: PRIMARY of ready. */
 function leaveLine(jobs: Job[]): Statement {
-  const { where, values } = byKeys(
+  const { table, value } = given(
     ['priority', 'created_at_ms', 'job_id'],
     jobs.map((job) => ({ priority: -job.priority, created_at_ms: job.createdAtMs, job_id: job.id })),
   )
-  return [`DELETE FROM ready WHERE ${where}`, values]
-}
-
-function giveLeases(claims: ReturnType<typeof claimFor>[], leaseMs: number): Statement[] {
   return [
-    [
-      `UPDATE job SET phase = 'Running', claims = claims + 1, started_at_ms = ${nowMs}, updated_at_ms = ${nowMs},
-         worker = CASE id ${claims.map(() => 'WHEN ? THEN ?').join(' ')} END
-       WHERE id IN (?)`,
-      [...claims.flatMap(({ job, claimer }) => [job.id, claimer.worker]), claims.map(({ job }) => job.id)],
-    ],
-    [
-      `INSERT INTO lease (job_id, worker, token, poll_id, claimed_at_ms, seen_at_ms, expires_at_ms)
-       VALUES ${claims.map(() => `(?, ?, ?, ?, ${nowMs}, ${nowMs}, ${nowMs} + ?)`).join(', ')}`,
-      claims.flatMap(({ job, claimer, token }) => [job.id, claimer.worker, token, claimer.pollId, leaseMs]),
-    ],
+    `DELETE ready FROM ${table} STRAIGHT_JOIN ready
+       ON ready.priority = given.priority AND ready.created_at_ms = given.created_at_ms AND ready.job_id = given.job_id`,
+    [value],
   ]
 }
 
-/** Ends a job that is locked: its slot is free, it is in no line. */
-export async function end(
-  sql: Transaction,
-  job: Job,
-  phase: 'Failed' | 'Cancelled',
-  why: { code?: string; message?: string } = {},
-): Promise<void> {
-  await sql.execute(
-    `UPDATE job SET phase = ?, code = ?, message = ?, finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs} WHERE id = ?`,
-    [phase, why.code ?? null, why.message ?? null, job.id],
+/** Index: by_job of slot. */
+function giveLeases(claims: NewLease[]): Statement {
+  const { table, value } = given(
+    ['job_id', 'worker', 'token', 'poll_id', 'target'],
+    claims.map(({ job, claimer, token, target }) => ({
+      job_id: job.id,
+      worker: claimer.worker,
+      token,
+      poll_id: claimer.pollId,
+      target,
+    })),
   )
-  await release(sql, [job])
+  return [
+    `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id
+     SET slot.worker = given.worker, slot.token = given.token, slot.poll_id = given.poll_id, slot.target = given.target,
+       slot.claimed_at_ms = ${nowMs}, slot.seen_at_ms = ${nowMs}`,
+    [value],
+  ]
 }

@@ -1,5 +1,5 @@
 import type { Database, Transaction } from '../runtime/sql.ts'
-import { end } from './claim.ts'
+import { end } from './end.ts'
 import { type Job, lockJob, lockJobs, nowMs, selectJobs } from './job.ts'
 import { lockPipeline, place, unplace } from './slots.ts'
 
@@ -35,10 +35,18 @@ export async function setPriority(database: Database, jobId: number, priority: n
 
 /** The artifact is wherever it must be. Does nothing when the job is Succeeded already. */
 export async function markSucceeded(database: Database, jobId: number): Promise<void> {
-  await database.execute(
-    `UPDATE job SET phase = 'Succeeded', finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
-     WHERE id = ? AND phase = 'Replicating'`,
-    [jobId],
+  await database.transaction(
+    async (sql) => {
+      await sql.all([
+        [
+          `UPDATE job SET phase = 'Succeeded', finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
+           WHERE id = ? AND phase = 'Replicating'`,
+          [jobId],
+        ],
+        ['DELETE FROM replicating WHERE job_id = ?', [jobId]],
+      ])
+    },
+    { idempotent: true },
   )
 }
 
@@ -53,19 +61,28 @@ export async function setReplicated(database: Database, jobId: number, replicate
 /** Jobs that changed at or after a moment, oldest change first, at most 1,000. Index: by_update. */
 export function changedSince(database: Database, since: { ms: number; afterId: number }): Promise<Job[]> {
   const { ms, afterId } = since
-  const later = 'updated_at_ms >= ? AND (updated_at_ms > ? OR id > ?) ORDER BY updated_at_ms, id LIMIT 1000'
+  const later = 'updated_at_ms >= ? AND (updated_at_ms > ? OR job.id > ?) ORDER BY updated_at_ms, job.id LIMIT 1000'
   return selectJobs(database, later, [ms, ms, afterId])
 }
 
-/** Jobs in a phase, first come first. Index: by_phase. */
-export function inPhase(database: Database, phase: Job['phase']): Promise<Job[]> {
-  return selectJobs(database, 'phase = ? ORDER BY id LIMIT 10000', [phase])
+/** Jobs that are built and not yet everywhere, first come first, at most 10,000. Index: PRIMARY of replicating and job. */
+export async function replicating(database: Database): Promise<Job[]> {
+  const rows = await database.query<{ id: number }>('SELECT job_id AS id FROM replicating ORDER BY job_id LIMIT 10000')
+  return findJobs(
+    database,
+    rows.map(({ id }) => id),
+  )
 }
 
 /** The job of a BuildJob. Index: by_name. */
 export async function findJob(database: Database, namespace: string, name: string): Promise<Job | undefined> {
-  const [job] = await selectJobs(database, 'namespace = ? AND name = ?', [namespace, name])
+  const [job] = await selectJobs(database, 'job.namespace = ? AND name = ?', [namespace, name])
   return job
+}
+
+/** Jobs by their ids. Index: PRIMARY. */
+export async function findJobs(database: Database, ids: number[]): Promise<Job[]> {
+  return ids.length === 0 ? [] : selectJobs(database, 'job.id IN (?) ORDER BY job.id', [ids])
 }
 
 /** The places of the first `limit` in line, from 1, by `namespace/name`. Index: PRIMARY of ready and of job. */

@@ -32,12 +32,12 @@ export async function enqueue(database: Database, job: NewJob): Promise<{ job: J
       const known = await selectJobs(
         sql,
         // Index: by_commit.
-        'namespace = ? AND pipeline = ? AND commit_id = ? ORDER BY n DESC LIMIT 1',
+        'job.namespace = ? AND job.pipeline = ? AND commit_id = ? ORDER BY n DESC LIMIT 1',
         [job.namespace, job.pipeline, job.commit],
       )
       const [last] = known
       if (last && job.name !== undefined && job.name !== last.name) {
-        const [named] = await selectJobs(sql, 'namespace = ? AND name = ?', [job.namespace, job.name])
+        const [named] = await selectJobs(sql, 'job.namespace = ? AND name = ?', [job.namespace, job.name])
         if (named) return { job: named, created: false }
       } else if (last && !job.rebuild) return { job: last, created: false }
       const n = last ? rebuildNumber(last.name, job) + 1 : 1
@@ -74,7 +74,7 @@ async function unfinished(sql: Sql, { namespace, pipeline, ref, id }: Job): Prom
 /** pipeline-<12 hex>, with all 40 where another commit begins the same; a rebuild has its number behind. */
 async function nameFor(sql: Sql, { namespace, pipeline, commit }: NewJob, n: number): Promise<string> {
   const [short, long] = [commit.slice(0, 12), commit].map((id) => `${pipeline}-${id}${n > 1 ? `-${n}` : ''}`)
-  const taken = await selectJobs(sql, 'namespace = ? AND name = ?', [namespace, short ?? ''])
+  const taken = await selectJobs(sql, 'job.namespace = ? AND name = ?', [namespace, short ?? ''])
   return (taken.length === 0 ? short : long) ?? ''
 }
 

@@ -29,7 +29,7 @@ let alarms: string[] = []
 let checker: HealthChecker
 
 test.before.each(async () => {
-  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'lease', 'worker'])
+  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'worker'])
     await database.execute(`DELETE FROM ${table}`)
   clock = new FakeClock()
   answers = new Map()
@@ -63,7 +63,7 @@ const asking = (worker: string, pollId: number) => ({
 })
 
 async function take(worker: string, pollId = 1) {
-  const taken = await claim(database, asking(worker, pollId), leaseMs)
+  const taken = await claim(database, asking(worker, pollId))
   assert.ok(taken)
   // A probe counts as after the claim when it began in a later millisecond.
   await database.query('DO SLEEP(0.002)')
@@ -121,7 +121,7 @@ test('a worker that lists its job keeps it, though its heartbeats don’t come',
 test('heartbeats alone keep a job whose worker can’t be probed', async () => {
   const held = await take('w1')
   for (let round = 0; round < 20; round++) {
-    await heartbeat(database, held, leaseMs)
+    await heartbeat(database, held)
     await rounds(intervalMs)
   }
   assert.is(await phase(), 'Running')

@@ -4,7 +4,7 @@ import type { Logger } from '../runtime/log.ts'
 import type { Metrics } from '../runtime/metrics.ts'
 import type { Database } from '../runtime/sql.ts'
 import { nowMs } from './job.ts'
-import { requeueLost } from './lease.ts'
+import { heartbeatMany, type LeaseRow, leases as readLeases, requeueLost } from './lease.ts'
 
 export interface HealthCheckerOptions {
   database: Database
@@ -23,14 +23,6 @@ export interface HealthCheckerOptions {
   onLost?: (jobId: number) => void
 }
 
-interface LeaseRow {
-  jobId: number
-  worker: string
-  token: string
-  pollId: number
-  claimedAtMs: number
-  seenAtMs: number
-}
 interface WorkerRow {
   name: string
   probeUrl: string
@@ -41,6 +33,8 @@ interface WorkerRow {
 /** Workers that hold nothing and were silent so long are forgotten. */
 const forgetMs = 24 * 3_600_000
 const probeTimeoutMs = 3000
+/** Leases prolonged in one statement: 2,000 take 9 ms. */
+const maxBatch = 1000
 
 /**
  * Asks every worker what it holds, writes `last_seen`, and takes jobs from workers that lost them:
@@ -94,15 +88,13 @@ export class HealthChecker {
     const answers = await this.#probeAll(workers, signal)
     const answered = this.#clock.monotonic()
     await this.#seen([...answers.keys()])
-    const leases = await database.query<LeaseRow>(
-      `SELECT job_id AS jobId, worker, token, poll_id AS pollId, claimed_at_ms AS claimedAtMs, seen_at_ms AS seenAtMs
-       FROM lease`,
-    )
+    const leases = await readLeases(database)
     // One moment for all: while one lease is written, the next doesn't grow older.
     const now = this.#clock.monotonic()
     if (asked - began + now - answered > slackMs) this.#watched.clear()
     this.#lastRound = now
-    for (const lease of leases) await this.#judge(lease, answers.get(lease.worker), { probedAtMs, now })
+    const rest = await this.#renew(leases, answers, now)
+    for (const lease of rest) await this.#judge(lease, answers.get(lease.worker), { probedAtMs, now })
     const tokens = new Set(leases.map(({ token }) => token))
     for (const token of this.#watched.keys()) if (!tokens.has(token)) this.#watched.delete(token)
     await this.#alarms(workers, answers, leases)
@@ -132,20 +124,22 @@ export class HealthChecker {
     await this.#options.database.execute(`UPDATE worker SET last_seen_ms = ${nowMs} WHERE name IN (?)`, [names])
   }
 
+  /** Prolongs the leases that their workers hold; gives those that they don't. */
+  async #renew(leases: LeaseRow[], answers: Map<string, ProbeAnswer>, now: number): Promise<LeaseRow[]> {
+    const held = new Set([...answers.values()].flatMap((answer) => answer.held.map(({ token }) => token)))
+    const shown = leases.filter(({ token }) => held.has(token))
+    for (const { token, seenAtMs } of shown) this.#watched.set(token, { seenAtMs, since: now })
+    for (let i = 0; i < shown.length; i += maxBatch)
+      await heartbeatMany(this.#options.database, shown.slice(i, i + maxBatch))
+    return leases.filter(({ token }) => !held.has(token))
+  }
+
   async #judge(
     lease: LeaseRow,
     answer: ProbeAnswer | undefined,
     { probedAtMs, now }: { probedAtMs: number; now: number },
   ): Promise<void> {
-    const { database, leaseMs } = this.#options
-    if (answer?.held.some(({ token }) => token === lease.token)) {
-      this.#watched.set(lease.token, { seenAtMs: lease.seenAtMs, since: now })
-      await database.execute(
-        `UPDATE lease SET seen_at_ms = ${nowMs}, expires_at_ms = ${nowMs} + ? WHERE job_id = ? AND token = ?`,
-        [leaseMs, lease.jobId, lease.token],
-      )
-      return
-    }
+    const { leaseMs } = this.#options
     if (answer && lease.pollId <= answer.lastPollId && lease.claimedAtMs < probedAtMs) {
       await this.#lost(lease, 'the worker does not hold it')
       return

@@ -6,16 +6,16 @@
  *      │         ▲ ▲              │ │                  (or Failed, Cancelled)
  *      └▶ blocked┘ └──requeue─────┘ └─ hand-back: to its place, not an attempt
  *
- * Words: a *lease* is a worker's right to a job until a time; its *token* grows with each claim of the job and has a
- * random part. Whatever a worker says of a job carries the token and is refused (Fenced) when it is not the latest.
- * A *slot* is one of a pipeline's concurrency.max. Every replica of the hub may call everything here at once: what is
- * true is in the rows.
+ * Words: a *slot* is one of a pipeline's concurrency.max; a job that is ready or runs has one. A *lease* is a worker's
+ * right to a job, and is in the job's slot; its *token* grows with each claim of the job and has a random part. Whatever
+ * a worker says of a job carries the token and is refused (Fenced) when it is not the latest. Every replica of the hub
+ * may call everything here at once: what is true is in the rows.
  */
 import type { BuildJobPhase } from '../api/buildJob.ts'
 import type { ErrorCode } from '../api/errors.ts'
 import type { Sql } from '../runtime/sql.ts'
 
-/** A row of `job`. Times are Unix milliseconds of the server's clock. */
+/** A job, with what its lease says while it runs. Times are Unix milliseconds of the server's clock. */
 export interface Job {
   id: number
   namespace: string
@@ -28,9 +28,10 @@ export interface Job {
   createdAtMs: number
   phase: BuildJobPhase
   cancel: boolean
-  /** How often it was claimed; the counter of its tokens. */
-  claims: number
-  /** How often it was claimed and neither lost nor handed back. */
+  /** How many workers were lost with it. */
+  lostWorkers: number
+  handedBack: number
+  /** How often it was begun and not handed back. */
   attempt: number
   worker: string | null
   startedAtMs: number | null
@@ -47,26 +48,18 @@ export interface Job {
 /** The server's clock, for statements. */
 export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 
-const columns = `id, namespace, pipeline, commit_id AS \`commit\`, name, ref, -job.priority AS priority,
-  job.created_at_ms AS createdAtMs, phase, cancel, claims, GREATEST(claims - lost_workers - handed_back, 0) AS attempt, job.worker,
-  started_at_ms AS startedAtMs, finished_at_ms AS finishedAtMs, code, message, target, facts, replicated,
-  updated_at_ms AS updatedAtMs`
+const columns = `job.id, job.namespace, job.pipeline, commit_id AS \`commit\`, name, ref, -job.priority AS priority,
+  job.created_at_ms AS createdAtMs, IF(slot.worker IS NULL, phase, 'Running') AS phase, cancel,
+  lost_workers AS lostWorkers, handed_back AS handedBack, COALESCE(slot.worker, job.worker) AS worker,
+  COALESCE(slot.claimed_at_ms, started_at_ms) AS startedAtMs, finished_at_ms AS finishedAtMs, code, message,
+  COALESCE(slot.target, job.target) AS target, facts, replicated, updated_at_ms AS updatedAtMs`
 
-type JobRow = Omit<Job, 'cancel'> & { cancel: number }
-const fromRow = (row: JobRow): Job => ({ ...row, cancel: row.cancel === 1 })
-
-/** One job, locked until the transaction ends. Index: PRIMARY. */
-export async function lockJob(sql: Sql, id: number): Promise<Job | undefined> {
-  const [row] = await sql.query<JobRow>(`SELECT ${columns} FROM job WHERE id = ? FOR UPDATE`, [id])
-  return row && fromRow(row)
-}
-
-/** Jobs, locked in the order of their ids until the transaction ends. Index: PRIMARY. */
-export async function lockJobs(sql: Sql, ids: number[]): Promise<Job[]> {
-  if (ids.length === 0) return []
-  const rows = await sql.query<JobRow>(`SELECT ${columns} FROM job WHERE id IN (?) ORDER BY id FOR UPDATE`, [ids])
-  return rows.map(fromRow)
-}
+type JobRow = Omit<Job, 'cancel' | 'attempt'> & { cancel: number }
+const fromRow = (row: JobRow): Job => ({
+  ...row,
+  cancel: row.cancel === 1,
+  attempt: row.lostWorkers + (row.startedAtMs === null ? 0 : 1),
+})
 
 export interface HeldJob extends Job {
   /** Of its lease; null without one. */
@@ -75,12 +68,17 @@ export interface HeldJob extends Job {
   finishedToken: string | null
 }
 
-/** Jobs with their leases, locked in the order of their ids until the transaction ends. Index: PRIMARY of both. */
-export async function lockHeld(sql: Sql, ids: number[]): Promise<HeldJob[]> {
+/** A job and its slot, locked until the transaction ends. Index: PRIMARY of job, by_job of slot. */
+export async function lockJob(sql: Sql, id: number): Promise<HeldJob | undefined> {
+  return (await lockJobs(sql, [id]))[0]
+}
+
+/** Jobs and their slots, locked in the order of their ids until the transaction ends. Index: as `lockJob`. */
+export async function lockJobs(sql: Sql, ids: number[]): Promise<HeldJob[]> {
   if (ids.length === 0) return []
   const rows = await sql.query<JobRow & Pick<HeldJob, 'token' | 'finishedToken'>>(
-    `SELECT ${columns}, lease.token AS token, finished_token AS finishedToken
-     FROM job LEFT JOIN lease ON lease.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
+    `SELECT ${columns}, slot.token, finished_token AS finishedToken
+     FROM job LEFT JOIN slot ON slot.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
     [ids],
   )
   return rows.map((row) => ({ ...row, ...fromRow(row) }))
@@ -92,28 +90,51 @@ export async function lockHeld(sql: Sql, ids: number[]): Promise<HeldJob[]> {
  * Index: PRIMARY of ready, whose order it is, so that LIMIT bounds what is locked; PRIMARY of job.
  */
 export async function lockReady(sql: Sql, limit: number): Promise<Job[]> {
+  // Of a job that is ready the slot says nothing: not joined, not locked.
   const rows = await sql.query<JobRow>(
-    `SELECT ${columns} FROM ready FORCE INDEX (PRIMARY) STRAIGHT_JOIN job ON job.id = ready.job_id
+    `SELECT ${columns.replaceAll(/slot\.\w+/g, 'NULL')}
+     FROM ready FORCE INDEX (PRIMARY) STRAIGHT_JOIN job ON job.id = ready.job_id
      ORDER BY ready.priority, ready.created_at_ms, ready.job_id LIMIT ? FOR UPDATE SKIP LOCKED`,
     [limit],
   )
   return rows.map(fromRow)
 }
 
-/** Jobs by any condition on an index. */
-export async function selectJobs(sql: Sql, where: string, values: (string | number)[]): Promise<Job[]> {
-  const rows = await sql.query<JobRow>(`SELECT ${columns} FROM job WHERE ${where}`, values)
+/** Jobs by any condition on an index of `job`. */
+export async function selectJobs(sql: Sql, where: string, values: (string | number | number[])[]): Promise<Job[]> {
+  const rows = await sql.query<JobRow>(
+    `SELECT ${columns} FROM job LEFT JOIN slot ON slot.job_id = job.id WHERE ${where}`,
+    values,
+  )
   return rows.map(fromRow)
 }
 
+const types = {
+  job_id: 'BIGINT',
+  priority: 'INT',
+  created_at_ms: 'BIGINT',
+  poll_id: 'BIGINT',
+  namespace: 'VARCHAR(63) CHARACTER SET ascii COLLATE ascii_bin',
+  pipeline: 'VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin',
+  worker: 'VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin',
+  token: 'VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin',
+  phase: 'VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin',
+  code: 'VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin',
+  message: 'VARCHAR(4096) CHARACTER SET utf8mb4',
+  target: 'LONGTEXT CHARACTER SET utf8mb4',
+}
+
 /**
- * Rows by their whole keys: `(a = ? AND b = ?) OR (…)`, with the values. Not `(a, b) IN ((…))`: MariaDB reads all rows
- * for that, and locks them.
+ * Rows to join with, named `given`, and their value for the statement: each is looked up by its key, and one statement
+ * serves any number. A long OR is evaluated anew for every row, CASE too; `(a, b) IN (…)` has MariaDB read, and lock, all.
  */
-export function byKeys<Key extends string>(columns: Key[], rows: Record<Key, string | number>[]) {
-  const one = `(${columns.map((column) => `${column} = ?`).join(' AND ')})`
+export function given<Column extends keyof typeof types>(
+  columns: Column[],
+  rows: Record<Column, string | number | null>[],
+): { table: string; value: string } {
+  const list = columns.map((name, i) => `${name} ${types[name]} PATH '$[${i}]'`).join(', ')
   return {
-    where: rows.map(() => one).join(' OR '),
-    values: rows.flatMap((row) => columns.map((column) => row[column])),
+    table: `JSON_TABLE(?, '$[*]' COLUMNS (${list})) AS given`,
+    value: JSON.stringify(rows.map((row) => columns.map((name) => row[name]))),
   }
 }

@@ -1,17 +1,18 @@
 import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
 import type { Database, Sql, Statement, Transaction } from '../runtime/sql.ts'
-import { end } from './claim.ts'
-import { type Job, lockHeld, lockJob, nowMs } from './job.ts'
-import { lockPipeline, pipelinesLocked, place, release } from './slots.ts'
+import { end } from './end.ts'
+import { given, type HeldJob, type Job, lockJob, lockJobs, nowMs } from './job.ts'
+import { lockPipeline, place, release } from './slots.ts'
 
 const maxLostWorkers = 3
 
+const refusal = ({ jobId }: JobClaim) => new Fenced(`job ${jobId}: the token is not the latest`)
+
 /** Locks job and lease when the token is the latest. Throws Fenced. */
-async function holding(sql: Sql, { jobId, token }: JobClaim): Promise<Job> {
-  const job = await lockJob(sql, jobId)
-  const [row] = await sql.query<{ token: string }>('SELECT token FROM lease WHERE job_id = ? FOR UPDATE', [jobId])
-  if (!job || row?.token !== token) throw new Fenced(`job ${jobId}: the token is not the latest`)
+async function holding(sql: Sql, claim: JobClaim): Promise<Job> {
+  const job = await lockJob(sql, claim.jobId)
+  if (job?.token !== claim.token) throw refusal(claim)
   return job
 }
 
@@ -21,25 +22,34 @@ export async function requireLease(database: Database, claim: JobClaim): Promise
 }
 
 /** Prolongs the lease. `cancel`: a person wants the job ended. Throws Fenced. */
-export async function heartbeat(database: Database, claim: JobClaim, leaseMs: number): Promise<{ cancel: boolean }> {
-  return database.transaction(
+export async function heartbeat(database: Database, claim: JobClaim): Promise<{ cancel: boolean }> {
+  const [answer] = await heartbeatMany(database, [claim])
+  if (!answer || answer instanceof Fenced) throw answer ?? refusal(claim)
+  return answer
+}
+
+/** Prolongs many leases in one transaction; for each that is refused, why. Index: by_job of slot, PRIMARY of job. */
+export async function heartbeatMany(database: Database, claims: JobClaim[]): Promise<({ cancel: boolean } | Fenced)[]> {
+  if (claims.length === 0) return []
+  const { table, value } = given(
+    ['job_id', 'token'],
+    claims.map(({ jobId, token }) => ({ job_id: jobId, token })).sort((a, b) => a.job_id - b.job_id),
+  )
+  const held = `${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id AND slot.token = given.token`
+  const rows = await database.transaction(
     async (sql) => {
-      const job = await holding(sql, claim)
-      await sql.execute(`UPDATE lease SET seen_at_ms = ${nowMs}, expires_at_ms = ${nowMs} + ? WHERE job_id = ?`, [
-        leaseMs,
-        claim.jobId,
+      const [, found = []] = await sql.all([
+        [`UPDATE ${held} SET slot.seen_at_ms = ${nowMs}`, [value]],
+        [`SELECT slot.token, cancel FROM ${held} STRAIGHT_JOIN job ON job.id = slot.job_id`, [value]],
       ])
-      return { cancel: job.cancel }
+      return found as { token: string; cancel: number }[]
     },
     { idempotent: true },
   )
-}
-
-/** Keeps what the claim decided: the regions the artifact must reach. Throws Fenced. */
-export async function setTarget(database: Database, claim: JobClaim, target: unknown): Promise<void> {
-  await database.transaction(async (sql) => {
-    await holding(sql, claim)
-    await sql.execute('UPDATE job SET target = COALESCE(target, ?) WHERE id = ?', [JSON.stringify(target), claim.jobId])
+  const cancels = new Map(rows.map(({ token, cancel }) => [token, cancel === 1]))
+  return claims.map((claim) => {
+    const cancel = cancels.get(claim.token)
+    return cancel === undefined ? refusal(claim) : { cancel }
   })
 }
 
@@ -72,17 +82,16 @@ export function finishMany(database: Database, finishes: Finish[]): Promise<(Fen
   return database.transaction(
     async (sql) => {
       const ids = finishes.map(({ claim }) => claim.jobId)
-      const jobs = new Map((await lockHeld(sql, ids)).map((job) => [job.id, job]))
-      const accepted: { job: Job; finish: Finish }[] = []
-      const refusals = finishes.map((finish) => {
-        const { jobId, token } = finish.claim
-        const job = jobs.get(jobId)
-        if (job?.finishedToken === token) return undefined
-        if (job?.token !== token) return new Fenced(`job ${jobId}: the token is not the latest`)
-        if (finish.outcome.result === 'Built' && job.facts === null)
-          return new Fenced(`job ${jobId}: nothing was uploaded under this token`)
-        job.finishedToken = token
-        accepted.push({ job, finish })
+      const jobs = new Map((await lockJobs(sql, ids)).map((job) => [job.id, job]))
+      const accepted: Accepted[] = []
+      const refusals = finishes.map(({ claim, outcome }) => {
+        const job = jobs.get(claim.jobId)
+        if (job?.finishedToken === claim.token) return undefined
+        if (job?.token !== claim.token) return refusal(claim)
+        if (outcome.result === 'Built' && job.facts === null)
+          return new Fenced(`job ${claim.jobId}: nothing was uploaded under this token`)
+        job.finishedToken = claim.token
+        accepted.push({ job, outcome })
         return undefined
       })
       await endLeases(sql, accepted)
@@ -92,42 +101,55 @@ export function finishMany(database: Database, finishes: Finish[]): Promise<(Fen
   )
 }
 
-async function endLeases(sql: Transaction, accepted: { job: Job; finish: Finish }[]): Promise<void> {
-  if (accepted.length === 0) return
-  const built = accepted.filter(({ finish }) => finish.outcome.result === 'Built')
-  const statements: Statement[] = [['DELETE FROM lease WHERE job_id IN (?)', [accepted.map(({ job }) => job.id)]]]
-  if (built.length > 0)
-    statements.push([
-      `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, updated_at_ms = ${nowMs},
-         finished_token = CASE id ${built.map(() => 'WHEN ? THEN ?').join(' ')} END
-       WHERE id IN (?)`,
-      [...built.flatMap(({ job, finish }) => [job.id, finish.claim.token]), built.map(({ job }) => job.id)],
-    ])
-  // All in one order, so that two batches don't lock each other out; late, for other batches wait from here on.
-  if (built.length < accepted.length) statements.push(pipelinesLocked(accepted.map(({ job }) => job)))
-  await sql.all(statements)
-  await release(
-    sql,
-    built.map(({ job }) => job),
+interface Accepted {
+  job: HeldJob
+  outcome: Outcome
+}
+
+async function endLeases(sql: Transaction, accepted: Accepted[]): Promise<void> {
+  const isOver = ({ job, outcome }: Accepted) => outcome.result !== 'HandedBack' || job.cancel
+  const over = accepted.filter(isOver)
+  const jobs = over.map(({ job }) => job)
+  await release(sql, jobs, over.length > 0 ? recordEnds(over) : [])
+  for (const one of accepted) if (!isOver(one)) await putBack(sql, one.job, 'handed_back')
+}
+
+/** Index: by_job of slot, PRIMARY of job and of replicating. */
+function recordEnds(over: Accepted[]): Statement[] {
+  const { table, value } = given(
+    ['job_id', 'token', 'phase', 'code', 'message'],
+    over.map(({ job, outcome }) => ({ job_id: job.id, token: job.token, ...endOf(outcome) })),
   )
-  for (const { job, finish } of accepted) {
-    const { outcome, claim } = finish
-    if (outcome.result === 'Built') continue
-    await sql.execute('UPDATE job SET finished_token = ? WHERE id = ?', [claim.token, job.id])
-    if (outcome.result === 'HandedBack') await putBack(sql, job, 'handed_back')
-    else
-      await end(sql, job, outcome.code === 'Cancelled' ? 'Cancelled' : 'Failed', {
-        code: outcome.code,
-        message: outcome.message,
-      })
-  }
+  const built = over.filter(({ outcome }) => outcome.result === 'Built').map(({ job }) => [job.id])
+  return [
+    // The lease's own words of who and when are kept with the job.
+    [
+      `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id STRAIGHT_JOIN job ON job.id = given.job_id
+       SET job.phase = given.phase, job.code = given.code, job.message = given.message, job.finished_token = given.token,
+         job.worker = slot.worker, job.started_at_ms = slot.claimed_at_ms, job.target = slot.target,
+         job.finished_at_ms = IF(given.phase = 'Replicating', NULL, ${nowMs}), job.updated_at_ms = ${nowMs}`,
+      [value],
+    ],
+    ...(built.length > 0 ? [['INSERT INTO replicating (job_id) VALUES ?', [built]] satisfies Statement] : []),
+  ]
+}
+
+function endOf(outcome: Outcome) {
+  if (outcome.result === 'Built') return { phase: 'Replicating', code: null, message: null }
+  if (outcome.result === 'HandedBack')
+    return { phase: 'Cancelled', code: 'Cancelled', message: 'cancelled while its worker stopped' }
+  const { code, message } = outcome
+  return { phase: code === 'Cancelled' ? 'Cancelled' : 'Failed', code, message: message.slice(0, 4096) }
 }
 
 /** A running job goes back to its place in the line; its facts are those of an upload that no longer counts. */
 async function putBack(sql: Sql, job: Job, count: 'handed_back' | 'lost_workers'): Promise<void> {
+  await sql.execute(`UPDATE job SET facts = NULL, ${count} = ${count} + 1, updated_at_ms = ${nowMs} WHERE id = ?`, [
+    job.id,
+  ])
   await sql.execute(
-    `UPDATE job SET phase = 'Queued', worker = NULL, started_at_ms = NULL, facts = NULL, ${count} = ${count} + 1,
-       updated_at_ms = ${nowMs} WHERE id = ?`,
+    `UPDATE slot SET worker = NULL, token = NULL, poll_id = NULL, target = NULL, claimed_at_ms = NULL, seen_at_ms = NULL
+     WHERE job_id = ?`,
     [job.id],
   )
   await place(sql, job, await lockPipeline(sql, job))
@@ -140,17 +162,12 @@ async function putBack(sql: Sql, job: Job, count: 'handed_back' | 'lost_workers'
 export async function requeueLost(database: Database, claim: JobClaim): Promise<'requeued' | 'failed' | 'gone'> {
   return database.transaction(async (sql) => {
     const job = await lockJob(sql, claim.jobId)
-    const { affectedRows } = await sql.execute('DELETE FROM lease WHERE job_id = ? AND token = ?', [
-      claim.jobId,
-      claim.token,
-    ])
-    if (!job || affectedRows === 0) return 'gone'
-    const [row] = await sql.query<{ lost: number }>('SELECT lost_workers AS lost FROM job WHERE id = ?', [job.id])
+    if (job?.token !== claim.token) return 'gone'
     if (job.cancel) {
       await end(sql, job, 'Cancelled', { code: 'Cancelled', message: 'cancelled; its worker was lost' })
       return 'failed'
     }
-    if ((row?.lost ?? 0) + 1 < maxLostWorkers) {
+    if (job.lostWorkers + 1 < maxLostWorkers) {
       await putBack(sql, job, 'lost_workers')
       return 'requeued'
     }
@@ -161,4 +178,22 @@ export async function requeueLost(database: Database, claim: JobClaim): Promise<
     })
     return 'failed'
   })
+}
+
+/** A lease as it is now. */
+export interface LeaseRow {
+  jobId: number
+  worker: string
+  token: string
+  pollId: number
+  claimedAtMs: number
+  seenAtMs: number
+}
+
+/** All leases. Index: by_poll, of those slots that have one. */
+export function leases(sql: Sql): Promise<LeaseRow[]> {
+  return sql.query(
+    `SELECT job_id AS jobId, worker, token, poll_id AS pollId, claimed_at_ms AS claimedAtMs, seen_at_ms AS seenAtMs
+     FROM slot FORCE INDEX (by_poll) WHERE worker IS NOT NULL`,
+  )
 }

@@ -1,5 +1,5 @@
 import type { Sql, Statement, Transaction } from '../runtime/sql.ts'
-import { byKeys, type Job } from './job.ts'
+import { given, type Job } from './job.ts'
 
 type Placed = Pick<Job, 'id' | 'namespace' | 'pipeline' | 'createdAtMs' | 'priority'>
 
@@ -10,16 +10,18 @@ type Placed = Pick<Job, 'id' | 'namespace' | 'pipeline' | 'createdAtMs' | 'prior
 export async function place(sql: Sql, job: Placed, maxJobs: number): Promise<'ready' | 'blocked'> {
   const { namespace, pipeline, id } = job
   const taken = await takenSlots(sql, job)
-  const own = taken.some(({ jobId }) => jobId === id)
-  const [free] = freeSlots(taken, maxJobs)
-  if (!own && free === undefined) {
-    await sql.execute(
-      'INSERT INTO blocked (namespace, pipeline, priority, created_at_ms, job_id) VALUES (?, ?, ?, ?, ?)',
-      [namespace, pipeline, -job.priority, job.createdAtMs, id],
-    )
-    return 'blocked'
+  if (!taken.some(({ jobId }) => jobId === id)) {
+    const [free] = freeSlots(taken, maxJobs)
+    if (free === undefined) {
+      await sql.execute(
+        'INSERT INTO blocked (namespace, pipeline, priority, created_at_ms, job_id) VALUES (?, ?, ?, ?, ?)',
+        [namespace, pipeline, -job.priority, job.createdAtMs, id],
+      )
+      return 'blocked'
+    }
+    const own = [namespace, pipeline, free, id]
+    await sql.execute('INSERT INTO slot (namespace, pipeline, slot, job_id) VALUES (?, ?, ?, ?)', own)
   }
-  if (!own) await sql.execute('INSERT INTO slot VALUES (?, ?, ?, ?)', [namespace, pipeline, free ?? 0, id])
   await sql.execute('INSERT INTO ready VALUES (?, ?, ?)', [-job.priority, job.createdAtMs, id])
   return 'ready'
 }
@@ -51,35 +53,37 @@ export async function lockPipeline(sql: Sql, job: Pick<Job, 'namespace' | 'pipel
   return row?.maxJobs ?? 1
 }
 
-/** Locks the jobs' pipelines, in the order of their names. */
-export function pipelinesLocked(jobs: Pick<Job, 'namespace' | 'pipeline'>[]): Statement {
-  const { where, values } = pipelineKeys(jobs)
-  return [`SELECT name FROM pipeline WHERE ${where} ORDER BY namespace, name FOR UPDATE`, values]
-}
-
-function pipelineKeys(jobs: Pick<Job, 'namespace' | 'pipeline'>[]) {
-  const keys = new Map(jobs.map((job) => [pipelineOf(job), { namespace: job.namespace, name: job.pipeline }]))
-  return byKeys(['namespace', 'name'], [...keys.values()])
-}
-
-const pipelineOf = ({ namespace, pipeline }: Pick<Job, 'namespace' | 'pipeline'>) => `${namespace}/${pipeline}`
-
-/** Frees the jobs' slots and gives them to those of their pipelines that wait. Locks the pipelines' rows. */
-export async function release(sql: Transaction, jobs: Placed[]): Promise<void> {
+/**
+ * Frees the slots of jobs that are over, and with them their leases, after what `first` does, and gives them to those of
+ * their pipelines that wait. Locks the pipelines' rows, in the order of their names.
+ */
+export async function release(sql: Transaction, jobs: Placed[], first: Statement[] = []): Promise<void> {
   if (jobs.length === 0) return
-  const keys = pipelineKeys(jobs)
-  const [, , waited] = await sql.all([
-    pipelinesLocked(jobs),
+  const pipelines = pipelinesOf(jobs)
+  const one = '(pipeline.namespace = ? AND name = ?)'
+  const theirs = `FROM pipeline WHERE (${pipelines.map(() => one).join(' OR ')})`
+  const values = pipelines.flatMap(({ namespace, pipeline }) => [namespace, pipeline])
+  const answers = await sql.all([
+    ...first,
+    // Not joined with given rows: MySQL would lock those too, and refuses to.
+    [`SELECT name ${theirs} ORDER BY namespace, name FOR UPDATE`, values],
     // Index: by_job.
     ['DELETE FROM slot WHERE job_id IN (?)', [jobs.map(({ id }) => id)]],
     // Index: PRIMARY of both, one look each. Not EXISTS, which the server may turn into a join over all that wait.
     [
-      `SELECT namespace, name AS pipeline, max_jobs AS maxJobs FROM pipeline WHERE (${keys.where}) AND 1 =
-         (SELECT 1 FROM blocked WHERE blocked.namespace = pipeline.namespace AND blocked.pipeline = pipeline.name LIMIT 1)`,
-      keys.values,
+      `SELECT pipeline.namespace, name AS pipeline, max_jobs AS maxJobs ${theirs} AND 1 =
+         (SELECT 1 FROM blocked WHERE blocked.namespace = pipeline.namespace AND blocked.pipeline = name LIMIT 1)`,
+      values,
     ],
   ])
-  for (const row of waited ?? []) await promote(sql, row as { namespace: string; pipeline: string; maxJobs: number })
+  for (const row of answers.at(-1) ?? [])
+    await promote(sql, row as { namespace: string; pipeline: string; maxJobs: number })
+}
+
+/** Each once. */
+function pipelinesOf(jobs: Placed[]): { namespace: string; pipeline: string }[] {
+  const byName = new Map(jobs.map(({ namespace, pipeline }) => [`${namespace}/${pipeline}`, { namespace, pipeline }]))
+  return [...byName.values()]
 }
 
 /** Gives a pipeline's free slots to its jobs that wait, first come first. */
@@ -95,11 +99,15 @@ async function promote(sql: Sql, of: { namespace: string; pipeline: string; maxJ
   const free = freeSlots(await takenSlots(sql, { namespace, pipeline }), maxJobs)
   const next = waiting.slice(0, free.length)
   if (next.length === 0) return
-  const { where, values } = byKeys(
-    ['namespace', 'pipeline', 'priority', 'created_at_ms', 'job_id'],
-    next.map((row) => ({ namespace, pipeline, ...row })),
+  const keys = given(
+    ['priority', 'created_at_ms', 'job_id'],
+    next.map((row) => ({ ...row })),
   )
-  await sql.execute(`DELETE FROM blocked WHERE ${where}`, values)
+  await sql.execute(
+    `DELETE blocked FROM ${keys.table} STRAIGHT_JOIN blocked ON blocked.namespace = ? AND blocked.pipeline = ?
+       AND blocked.priority = given.priority AND blocked.created_at_ms = given.created_at_ms AND blocked.job_id = given.job_id`,
+    [keys.value, namespace, pipeline],
+  )
   await sql.execute('INSERT INTO slot (namespace, pipeline, slot, job_id) VALUES ?', [
     next.map(({ job_id }, i) => [namespace, pipeline, free[i] ?? 0, job_id]),
   ])

@@ -18,7 +18,7 @@ import { ArtifactController } from '../controllers/artifact/controller.ts'
 import { BuildJobController } from '../controllers/buildJob/controller.ts'
 import { registerLogRoute } from '../controllers/buildJob/logRoute.ts'
 import { registerWorkerRoutes } from '../controllers/buildJob/routes.ts'
-import { replicatingJobs } from '../controllers/buildJob/target.ts'
+import { replicatingJobs, targetOf } from '../controllers/buildJob/target.ts'
 import { configRepoController } from '../controllers/configRepo/controller.ts'
 import { GoalStateController } from '../controllers/goalState/controller.ts'
 import { IndexWriter } from '../controllers/goalState/indexWriter.ts'
@@ -112,7 +112,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   const common = { cluster, log, metrics, clock, events }
 
   const buildJobController = new BuildJobController({ ...common, database: builds, buildJobs, pipeline })
-  const broker = new ClaimBroker({ database: builds, leaseMs: options.lease, clock, log })
+  const broker = new ClaimBroker({ database: builds, clock, log, targetOf: targetOf({ pipeline, regions: directory }) })
   const queued = () => {
     buildJobController.notify()
     broker.notify()

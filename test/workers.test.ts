@@ -61,7 +61,7 @@ function building(): string[] {
 async function leaseOf(job: string): Promise<JobClaim> {
   await using database = new Database(up.system.database.url('builds'))
   const [row] = await database.query<JobClaim>(
-    'SELECT job.id AS jobId, lease.token FROM job JOIN lease ON lease.job_id = job.id WHERE job.name = ?',
+    'SELECT job.id AS jobId, slot.token FROM job JOIN slot ON slot.job_id = job.id WHERE job.name = ?',
     [job],
   )
   assert.ok(row)

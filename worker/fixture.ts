@@ -131,7 +131,7 @@ export class Fixture implements AsyncDisposable {
       case 'claim':
         return this.#claim(body)
       case 'heartbeat':
-        return { leaseMs, ...(await heartbeat(database, jobClaim.parse(body), leaseMs)) }
+        return { leaseMs, ...(await heartbeat(database, jobClaim.parse(body))) }
       case 'log': {
         const { offset, text, ...job } = logRequest.parse(body)
         return appendLog(database, job, offset, text)
@@ -168,7 +168,7 @@ export class Fixture implements AsyncDisposable {
   }
 
   async #claim(body: unknown): Promise<ClaimAnswer> {
-    const taken = await claim(this.database, claimRequest.parse(body), this.leaseMs)
+    const taken = await claim(this.database, claimRequest.parse(body))
     if (!taken) return { pollAfterMs: 50 }
     const { job, token } = taken
     const pipeline = this.#builds.get(job.name)

@@ -102,7 +102,7 @@ test('some failed heartbeats do no harm', async () => {
 
 test('a refused worker stops within one heartbeat', async () => {
   const { job, command } = await hanging()
-  const [lease] = await fixture.database.query<{ token: string }>('SELECT token FROM lease WHERE job_id = ?', [job.id])
+  const [lease] = await fixture.database.query<{ token: string }>('SELECT token FROM slot WHERE job_id = ?', [job.id])
   fixture.away.set('claim', 5)
   await requeueLost(fixture.database, { jobId: job.id, token: lease?.token ?? '' })
   await gone(command, 3000)

@@ -5,9 +5,10 @@
 import { isDeepStrictEqual } from 'node:util'
 import { BuildJob } from '../../api/buildJob.ts'
 import type { Pipeline } from '../../api/pipeline.ts'
-import { cancel, changedSince, findJob, positions, setPriority } from '../../queue/control.ts'
+import { cancel, changedSince, findJob, findJobs, positions, setPriority } from '../../queue/control.ts'
 import { enqueue } from '../../queue/enqueue.ts'
 import type { Job } from '../../queue/job.ts'
+import { leases } from '../../queue/lease.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import { ApiError, type Cluster } from '../../runtime/cluster.ts'
 import { standingConditions } from '../../runtime/conditions.ts'
@@ -54,6 +55,8 @@ export class BuildJobController {
   /** By `namespace/name`. */
   #positions = new Map<string, number>()
   #seen = new Map<string, number>()
+  /** Tokens of the leases that were seen. */
+  #leased = new Set<string>()
   #wake: AbortController | undefined
 
   constructor(options: BuildJobControllerOptions) {
@@ -92,12 +95,22 @@ export class BuildJobController {
           sinceMs = last?.updatedAtMs ?? sinceMs
         }
         this.#forget(sinceMs)
+        await this.#seeClaims()
         await this.#movePositions()
       } catch (error) {
         log.info({ err: error }, 'reading the queue failed')
       }
       await this.#clock.sleep(pollMs, AbortSignal.any([signal, this.#wake.signal])).catch(() => undefined)
     }
+  }
+
+  /** A claim changes no row of `job`: it is in the lease. */
+  async #seeClaims(): Promise<void> {
+    const { database } = this.#options
+    const held = await leases(database)
+    const claimed = held.filter(({ token }) => !this.#leased.has(token)).map(({ jobId }) => jobId)
+    for (const job of await findJobs(database, claimed)) this.#controller.enqueue(keyOf(job))
+    this.#leased = new Set(held.map(({ token }) => token))
   }
 
   #forget(sinceMs: number): void {

@@ -34,6 +34,7 @@ import { createServer, listen } from '../../runtime/server.ts'
 import { Database } from '../../runtime/sql.ts'
 import { RegionDirectory } from '../region/directory.ts'
 import { registerWorkerRoutes } from './routes.ts'
+import { targetOf } from './target.ts'
 
 const test = suite('worker routes')
 const parts = new AsyncDisposableStack()
@@ -80,7 +81,11 @@ const readSecret = async (_namespace: string, name: string) => {
 }
 const directory = parts.use(new RegionDirectory({ list: () => regions, readSecret }))
 const log = createLogger('test', 'silent')
-const broker = new ClaimBroker({ database, leaseMs: 30_000, clock: systemClock, log, lookMs: 10, gatherMs: 30 })
+const pipeline = (key: string) => pipelines.get(key)
+const broker = new ClaimBroker({
+  ...{ database, clock: systemClock, log, lookMs: 10, gatherMs: 30 },
+  targetOf: targetOf({ pipeline, regions: directory }),
+})
 const stop = new AbortController()
 const brokering = broker.run(stop.signal)
 parts.defer(async () => {
@@ -92,7 +97,7 @@ registerWorkerRoutes(server, {
   database,
   tokens: new TokenReviewer(cluster, 'shoal-hub'),
   namespace: system,
-  pipeline: (key) => pipelines.get(key),
+  pipeline,
   regions: directory,
   readSecret,
   leaseMs: 30_000,
@@ -153,7 +158,7 @@ const calls = (held: JobClaim): [string, object][] => [
 
 test.before.each(async () => {
   secretsAway = false
-  for (const table of ['ready', 'blocked', 'slot', 'lease', 'job']) await database.execute(`DELETE FROM ${table}`)
+  for (const table of ['ready', 'blocked', 'slot', 'job']) await database.execute(`DELETE FROM ${table}`)
 })
 
 test('only the workers’ ServiceAccount, by a token for the hub, is let in anywhere', async () => {

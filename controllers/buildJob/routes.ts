@@ -1,4 +1,4 @@
-import { ShoalError, Stalled } from '../../api/errors.ts'
+import { Fenced, ShoalError, Stalled } from '../../api/errors.ts'
 import type { Pipeline } from '../../api/pipeline.ts'
 import {
   type ClaimAnswer,
@@ -17,13 +17,12 @@ import { receiveUpload } from '../../artifacts/receive.ts'
 import { Batch } from '../../queue/batch.ts'
 import type { ClaimBroker } from '../../queue/broker.ts'
 import type { Claim } from '../../queue/claim.ts'
-import { type Finish, finish, finishMany, heartbeat, recordUpload, requireLease, setTarget } from '../../queue/lease.ts'
+import { type Finish, finish, finishMany, heartbeatMany, recordUpload, requireLease } from '../../queue/lease.ts'
 import { appendLog } from '../../queue/log.ts'
 import type { TokenReviewer } from '../../runtime/identity.ts'
 import { bearerToken, type Server } from '../../runtime/server.ts'
 import type { Database } from '../../runtime/sql.ts'
 import type { RegionDirectory } from '../region/directory.ts'
-import type { Target } from './target.ts'
 
 export interface WorkerRoutesOptions {
   database: Database
@@ -90,9 +89,7 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
   async function answer({ job, token }: Claim): Promise<ClaimAnswer> {
     const pipeline = options.pipeline(`${job.namespace}/${job.pipeline}`)
     if (!pipeline) throw new Stalled('NotFound', `there is no Pipeline ${job.pipeline}`)
-    const { source, build, replicate } = pipeline.spec
-    const target: Target = { regions: targetRegions(pipeline), replicate, url: source.url, command: build.command }
-    await setTarget(database, { jobId: job.id, token }, target)
+    const { source, build } = pipeline.spec
     const ref = source.credentialsSecretRef
     const credentials = ref && (await options.readSecret(job.namespace, ref.name))
     return {
@@ -118,18 +115,12 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     }
   }
 
-  /** The regions the artifact must reach: those that exist and aren't cordoned now. */
-  function targetRegions(pipeline: Pipeline): string[] {
-    const active = regions.activeRegions()
-    const named = pipeline.spec.regions.includes('*') ? active : pipeline.spec.regions
-    const unknown = named.find((name) => !regions.get(name))
-    if (unknown !== undefined) throw new Stalled('RegionUnknown', `the pipeline names region ${unknown}`)
-    const wanted = named.filter((name) => active.includes(name))
-    if (wanted.length === 0) throw new Stalled('RegionUnknown', 'the pipeline names no region that is not cordoned')
-    return wanted
-  }
-
-  route('heartbeat', async (body) => ({ leaseMs, ...(await heartbeat(database, jobClaim.parse(body), leaseMs)) }))
+  const heartbeats = new Batch((batch: JobClaim[]) => heartbeatMany(database, batch))
+  route('heartbeat', async (body) => {
+    const answer = await heartbeats.call(jobClaim.parse(body))
+    if (answer instanceof Fenced) throw answer
+    return { leaseMs, ...answer }
+  })
 
   route('log', async (body) => {
     const { offset, text, ...job } = logRequest.parse(body)

@@ -1,9 +1,13 @@
 import { z } from 'zod'
+import { Stalled } from '../../api/errors.ts'
+import type { Pipeline } from '../../api/pipeline.ts'
 import type { BlobFacts } from '../../artifacts/receive.ts'
-import { inPhase, markSucceeded, setReplicated } from '../../queue/control.ts'
+import type { TargetOf } from '../../queue/claim.ts'
+import { markSucceeded, replicating, setReplicated } from '../../queue/control.ts'
 import type { Job } from '../../queue/job.ts'
 import type { Database } from '../../runtime/sql.ts'
 import type { ReplicatingJob, ReplicatingJobs } from '../artifact/jobs.ts'
+import type { RegionDirectory } from '../region/directory.ts'
 
 /** What the claim of a job takes over from its pipeline, kept with the job's row. */
 const target = z.object({
@@ -12,7 +16,7 @@ const target = z.object({
   url: z.string(),
   command: z.array(z.string()),
 })
-export type Target = z.infer<typeof target>
+type Target = z.infer<typeof target>
 
 const facts = z.object({
   key: z.string(),
@@ -24,10 +28,37 @@ const facts = z.object({
   descriptorDigest: z.string(),
 }) satisfies z.ZodType<BlobFacts>
 
+interface TargetOptions {
+  /** By `namespace/name`. */
+  pipeline: (key: string) => Pipeline | undefined
+  regions: Pick<RegionDirectory, 'activeRegions' | 'get'>
+}
+
+/** What a claim keeps with its job. It throws Stalled `NotFound`, `RegionUnknown`: such a job can't be built. */
+export function targetOf({ pipeline, regions }: TargetOptions): TargetOf {
+  return (job): Target => {
+    const known = pipeline(`${job.namespace}/${job.pipeline}`)
+    if (!known) throw new Stalled('NotFound', `there is no Pipeline ${job.pipeline}`)
+    const { source, build, replicate } = known.spec
+    return { regions: targetRegions(known, regions), replicate, url: source.url, command: build.command }
+  }
+}
+
+/** The regions the artifact must reach: those that exist and aren't cordoned now. */
+function targetRegions(pipeline: Pipeline, regions: TargetOptions['regions']): string[] {
+  const active = regions.activeRegions()
+  const named = pipeline.spec.regions.includes('*') ? active : pipeline.spec.regions
+  const unknown = named.find((name) => !regions.get(name))
+  if (unknown !== undefined) throw new Stalled('RegionUnknown', `the pipeline names region ${unknown}`)
+  const wanted = named.filter((name) => active.includes(name))
+  if (wanted.length === 0) throw new Stalled('RegionUnknown', 'the pipeline names no region that is not cordoned')
+  return wanted
+}
+
 /** The queue's jobs that wait for their replicas. */
 export function replicatingJobs(database: Database): ReplicatingJobs {
   return {
-    list: async () => (await inPhase(database, 'Replicating')).map(replicatingJob),
+    list: async () => (await replicating(database)).map(replicatingJob),
     markSucceeded: (jobId) => markSucceeded(database, jobId),
     setReplicated: (jobId, replicated) => setReplicated(database, jobId, replicated),
   }

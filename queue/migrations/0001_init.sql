@@ -18,9 +18,8 @@ CREATE TABLE job (
   ref VARCHAR(512) CHARACTER SET utf8mb4 NOT NULL,
   priority INT NOT NULL COMMENT 'negated, so that one ascending index serves',
   created_at_ms BIGINT NOT NULL,
-  phase VARCHAR(16) CHARACTER SET ascii NOT NULL,
+  phase VARCHAR(16) CHARACTER SET ascii NOT NULL COMMENT 'Queued also while it runs: then its slot has a worker',
   cancel BOOLEAN NOT NULL DEFAULT FALSE,
-  claims INT NOT NULL DEFAULT 0 COMMENT 'how often it was claimed; the counter of the fencing token',
   lost_workers INT NOT NULL DEFAULT 0,
   handed_back INT NOT NULL DEFAULT 0,
   worker VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NULL,
@@ -29,15 +28,14 @@ CREATE TABLE job (
   finished_token VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL COMMENT 'of the finish that was accepted, which may be repeated',
   code VARCHAR(64) CHARACTER SET ascii NULL,
   message VARCHAR(4096) CHARACTER SET utf8mb4 NULL,
-  target JSON NULL COMMENT 'regions and replication mode, as the pipeline had them at the claim',
+  target JSON NULL COMMENT 'of the claim that was finished',
   facts JSON NULL COMMENT 'the blob, once it was read back',
   replicated VARCHAR(16) CHARACTER SET ascii NULL,
   updated_at_ms BIGINT NOT NULL,
   PRIMARY KEY (id),
   UNIQUE KEY by_commit (namespace, pipeline, commit_id, n),
   UNIQUE KEY by_name (namespace, name),
-  KEY by_update (updated_at_ms),
-  KEY by_phase (phase, id)
+  KEY by_update (updated_at_ms)
 ) ENGINE=InnoDB;
 
 -- Jobs a worker may have now, in order.
@@ -58,27 +56,28 @@ CREATE TABLE blocked (
   PRIMARY KEY (namespace, pipeline, priority, created_at_ms, job_id)
 ) ENGINE=InnoDB;
 
--- concurrency.max of a pipeline: a job that is ready or runs holds one.
+-- concurrency.max of a pipeline: a job that is ready or runs holds one. While a worker has it, this is the lease too, so
+-- that a claim changes one row and none of `job`, and no slot outlives its lease. The token is `counter-random`.
 CREATE TABLE slot (
   namespace VARCHAR(63) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   pipeline VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   slot INT NOT NULL,
   job_id BIGINT NOT NULL,
+  worker VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  token VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  poll_id BIGINT NULL,
+  target JSON NULL COMMENT 'regions and replication mode, as the pipeline had them at the claim',
+  claimed_at_ms BIGINT NULL,
+  seen_at_ms BIGINT NULL COMMENT 'last heartbeat, or probe that listed it',
   PRIMARY KEY (namespace, pipeline, slot),
-  UNIQUE KEY by_job (job_id)
+  UNIQUE KEY by_job (job_id),
+  UNIQUE KEY by_poll (worker, poll_id)
 ) ENGINE=InnoDB;
 
--- A worker's right to a job. The token is `counter-random`.
-CREATE TABLE lease (
+-- Jobs that are built, until every region has them.
+CREATE TABLE replicating (
   job_id BIGINT NOT NULL,
-  worker VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  token VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  poll_id BIGINT NOT NULL,
-  claimed_at_ms BIGINT NOT NULL,
-  seen_at_ms BIGINT NOT NULL COMMENT 'last heartbeat, or probe that listed it',
-  expires_at_ms BIGINT NOT NULL,
-  PRIMARY KEY (job_id),
-  UNIQUE KEY by_poll (worker, poll_id)
+  PRIMARY KEY (job_id)
 ) ENGINE=InnoDB;
 
 CREATE TABLE worker (

@@ -22,7 +22,7 @@ const never = new AbortController().signal
 const database = new Database(url, { connectionLimit: 6, timeoutMs: 5000 })
 const metrics = new Metrics()
 
-const broker = new ClaimBroker({ database, leaseMs, clock, log })
+const broker = new ClaimBroker({ database, clock, log })
 void broker.run(never)
 const checker = new HealthChecker({
   ...{ database, log, metrics, leaseMs, intervalMs: 500 },

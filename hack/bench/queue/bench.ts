@@ -75,7 +75,7 @@ const claimer = (worker: number, pollId: number) => ({
 async function ours(workers: number, history = 0): Promise<Measured> {
   await using database = await newQueue()
   await seedJobs(database, { waiting, history })
-  const broker = new ClaimBroker({ database, leaseMs: 60_000, clock, log })
+  const broker = new ClaimBroker({ database, clock, log })
   const finishes = new Batch((batch: Finish[]) => finishMany(database, batch))
   const stop = new AbortController()
   const brokering = broker.run(stop.signal)
@@ -126,7 +126,7 @@ for (const [workers, least] of [
 
 {
   await using database = await newQueue()
-  const broker = new ClaimBroker({ database, leaseMs: 60_000, clock, log })
+  const broker = new ClaimBroker({ database, clock, log })
   const stop = new AbortController()
   const brokering = broker.run(stop.signal)
   const tookMs: number[] = []

@@ -31,7 +31,7 @@ export async function idleWorkers(
   const stop = new AbortController()
   const { signal } = stop
   const leaseMs = 60_000
-  const broker = new ClaimBroker({ database, leaseMs, clock, log })
+  const broker = new ClaimBroker({ database, clock, log })
   const checker = new HealthChecker({
     ...{ database, leaseMs, log, metrics: new Metrics(), intervalMs: probeEveryMs },
     async probe({ probeUrl }, probing) {
