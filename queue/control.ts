@@ -1,4 +1,4 @@
-import type { Database, Transaction } from '../runtime/sql.ts'
+import type { Database, Sql, Transaction } from '../runtime/sql.ts'
 import { end } from './end.ts'
 import { type Job, lockJob, lockJobs, nowMs, selectJobs } from './job.ts'
 import { lockPipeline, place, unplace } from './slots.ts'
@@ -78,6 +78,15 @@ export async function replicating(database: Database): Promise<Job[]> {
 export async function findJob(database: Database, namespace: string, name: string): Promise<Job | undefined> {
   const [job] = await selectJobs(database, 'job.namespace = ? AND name = ?', [namespace, name])
   return job
+}
+
+/** The latest job of a commit. Index: by_commit. */
+export async function jobOfCommit(
+  sql: Sql,
+  { namespace, pipeline, commit }: Pick<Job, 'namespace' | 'pipeline' | 'commit'>,
+): Promise<Job | undefined> {
+  const where = 'job.namespace = ? AND job.pipeline = ? AND commit_id = ? ORDER BY n DESC LIMIT 1'
+  return (await selectJobs(sql, where, [namespace, pipeline, commit]))[0]
 }
 
 /** Jobs by their ids. Index: PRIMARY. */

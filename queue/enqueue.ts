@@ -1,5 +1,5 @@
 import type { Database, Sql } from '../runtime/sql.ts'
-import { cancelAll } from './control.ts'
+import { cancelAll, jobOfCommit } from './control.ts'
 import { type Job, lockJob, nowMs, selectJobs } from './job.ts'
 import { lockPipeline, place } from './slots.ts'
 
@@ -29,13 +29,7 @@ export async function enqueue(database: Database, job: NewJob): Promise<{ job: J
       )
       // From here on, jobs of this pipeline are queued one after the other.
       const maxJobs = await lockPipeline(sql, job)
-      const known = await selectJobs(
-        sql,
-        // Index: by_commit.
-        'job.namespace = ? AND job.pipeline = ? AND commit_id = ? ORDER BY n DESC LIMIT 1',
-        [job.namespace, job.pipeline, job.commit],
-      )
-      const [last] = known
+      const last = await jobOfCommit(sql, job)
       if (last && job.name !== undefined && job.name !== last.name) {
         const [named] = await selectJobs(sql, 'job.namespace = ? AND name = ?', [job.namespace, job.name])
         if (named) return { job: named, created: false }

@@ -5,14 +5,15 @@ import type { Metrics } from '../runtime/metrics.ts'
 import type { Database } from '../runtime/sql.ts'
 import { nowMs } from './job.ts'
 import { heartbeatMany, type LeaseRow, leases as readLeases, requeueLost } from './lease.ts'
+import { probeWorker } from './probe.ts'
 
 export interface HealthCheckerOptions {
   database: Database
   log: Logger
   metrics: Metrics
   clock?: Clock
-  /** What a worker says it holds. Throws when it doesn't answer. */
-  probe: (worker: { name: string; probeUrl: string; probeSecret: string }, signal: AbortSignal) => Promise<ProbeAnswer>
+  /** What a worker says it holds. Throws when it doesn't answer. Default: asks it over HTTP. */
+  probe?: (worker: { name: string; probeUrl: string; probeSecret: string }, signal: AbortSignal) => Promise<ProbeAnswer>
   leaseMs: number
   /** Between two rounds. Default: 5 s. */
   intervalMs?: number
@@ -101,6 +102,7 @@ export class HealthChecker {
   }
 
   async #probeAll(workers: WorkerRow[], signal: AbortSignal): Promise<Map<string, ProbeAnswer>> {
+    const { probe = probeWorker } = this.#options
     const answers = new Map<string, ProbeAnswer>()
     const lanes = Array.from({ length: 32 }, async (_, lane) => {
       for (let index = lane; index < workers.length; index += 32) {
@@ -108,7 +110,7 @@ export class HealthChecker {
         if (!worker) continue
         try {
           const timeout = AbortSignal.any([signal, AbortSignal.timeout(probeTimeoutMs)])
-          const answer = await this.#options.probe(worker, timeout)
+          const answer = await probe(worker, timeout)
           if (answer.worker === worker.name) answers.set(worker.name, answer)
         } catch {
           // It did not answer; how long it may stay so is decided by its leases.

@@ -12,7 +12,6 @@ import { Pipeline } from '../api/pipeline.ts'
 import { Region } from '../api/region.ts'
 import { mirrorLabel } from '../api/regionApi.ts'
 import { RegionalGoalState } from '../api/regionalGoalState.ts'
-import { probeAnswer } from '../api/workerApi.ts'
 import { Replicas } from '../artifacts/replicas.ts'
 import { ArtifactController } from '../controllers/artifact/controller.ts'
 import { BuildJobController } from '../controllers/buildJob/controller.ts'
@@ -31,7 +30,6 @@ import { RegionDirectory } from '../controllers/region/directory.ts'
 import { registerRegionRoutes } from '../controllers/region/routes.ts'
 import { ClaimBroker } from '../queue/broker.ts'
 import { HealthChecker } from '../queue/healthChecker.ts'
-import { ApiClient } from '../runtime/apiClient.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
 import { Cluster, type Selection } from '../runtime/cluster.ts'
 import { core } from '../runtime/core.ts'
@@ -163,10 +161,6 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
       intervalMs: options.healthInterval,
       alarmMs: options.alarm,
       onLost: queued,
-      async probe({ probeUrl, probeSecret }, probeSignal) {
-        await using client = new ApiClient({ baseUrl: probeUrl, token: () => probeSecret })
-        return await client.request('GET', '/probe', { schema: probeAnswer, signal: probeSignal })
-      },
     }),
   ]
 
@@ -179,7 +173,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     ready: () => (synced ? [] : ['not every kind was listed yet']),
   })
   const tokens = new TokenReviewer(cluster, 'shoal-hub')
-  registerWebhook(server, { database: builds, pipeline, readSecret, metrics, onChange: queued })
+  registerWebhook(server, { database: builds, pipeline, readSecret, metrics, log, onChange: queued })
   registerWorkerRoutes(server, {
     database: builds,
     tokens,

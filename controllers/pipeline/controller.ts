@@ -6,17 +6,16 @@ import { isDeepStrictEqual } from 'node:util'
 import { ShoalError, Stalled } from '../../api/errors.ts'
 import { durationMs } from '../../api/meta.ts'
 import { Pipeline } from '../../api/pipeline.ts'
-import { enqueue } from '../../queue/enqueue.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import type { Cluster } from '../../runtime/cluster.ts'
 import { type Standing, standingConditions } from '../../runtime/conditions.ts'
 import { Controller, type ReconcileResult } from '../../runtime/controller.ts'
-import { runGit } from '../../runtime/git.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
 import type { Database } from '../../runtime/sql.ts'
-import { isBuilt, pushed } from './refs.ts'
+import { findTips, queueTips, type Tip } from './poll.ts'
+import { isTag } from './refs.ts'
 
 export interface PipelineControllerOptions {
   cluster: Cluster
@@ -34,19 +33,11 @@ export interface PipelineControllerOptions {
 type Status = NonNullable<Pipeline['status']>
 
 const fieldManager = 'shoal-pipeline'
-const tagPrefix = 'refs/tags/'
 const gitTimeoutMs = 30_000
-/** A repository with more refs that are built is a mistake in a pattern. */
-const maxRefs = 1000
-
-interface Tip {
-  ref: string
-  commit: string
-}
 
 /** Reconciles Pipelines every pollInterval. Runs on the leader. */
 export function pipelineController(options: PipelineControllerOptions): Controller {
-  const { cluster, database, pipelines, log, metrics, clock = systemClock, random = Math.random } = options
+  const { cluster, pipelines, log, metrics, clock = systemClock, random = Math.random } = options
   const controller = new Controller({ name: 'pipeline', reconcile, log, metrics, clock })
   pipelines.onChange((key, object, previous) => {
     if (object && object.metadata.generation !== previous?.metadata.generation) controller.enqueue(key)
@@ -60,15 +51,12 @@ export function pipelineController(options: PipelineControllerOptions): Controll
     let standing: Standing
     let { lastBuildJob, polledAt, ignoredTags } = pipeline.status ?? {}
     try {
-      polled = await tips(pipeline, AbortSignal.any([signal, AbortSignal.timeout(gitTimeoutMs)]))
+      const inTime = AbortSignal.any([signal, AbortSignal.timeout(gitTimeoutMs)])
+      polled = await findTips(options, pipeline, inTime)
       // Tags that were here before the pipeline are not built.
-      if (polledAt === undefined) ignoredTags = polled.map(({ ref }) => ref).filter((ref) => ref.startsWith(tagPrefix))
+      if (polledAt === undefined) ignoredTags = polled.map(({ ref }) => ref).filter(isTag)
       polledAt ??= new Date(clock.now()).toISOString()
-      const ignored = new Set(ignoredTags)
-      const queued = await queueNew(
-        pipeline,
-        polled.filter(({ ref }) => !ignored.has(ref)),
-      )
+      const queued = await queueTips(options, pipeline, { tips: polled, ignoredTags, signal: inTime })
       lastBuildJob = queued ?? lastBuildJob
       standing = { is: 'Ready', reason: 'Polled', message: `${polled.length} branches and tags are followed` }
     } catch (error) {
@@ -80,46 +68,6 @@ export function pipelineController(options: PipelineControllerOptions): Controll
     const lastCommit = polled[0]?.commit ?? pipeline.status?.lastCommit
     await report(pipeline, standing, { lastCommit, lastBuildJob, polledAt, ignoredTags })
     return { afterMs: durationMs(pipeline.spec.source.pollInterval) * (0.9 + random() / 5) }
-  }
-
-  /** The commits that are built, branches as the pipeline lists them. */
-  async function tips(pipeline: Pipeline, signal: AbortSignal): Promise<Tip[]> {
-    const { source } = pipeline.spec
-    const namespace = pipeline.metadata.namespace ?? ''
-    for (const ref of [source.webhookSecretRef, source.credentialsSecretRef]) {
-      if (ref && !(await options.readSecret(namespace, ref.name)))
-        throw new Stalled('NotFound', `there is no Secret ${ref.name}`)
-    }
-    const credentials =
-      source.credentialsSecretRef && (await options.readSecret(namespace, source.credentialsSecretRef.name))
-    const patterns = [
-      ...source.branches.map((name) => `refs/heads/${name}`),
-      // An annotated tag's commit is listed as `v1^{}`, which a name without a star would not match.
-      ...source.tags.flatMap((name) => [`${tagPrefix}${name}`, `${tagPrefix}${name}^{}`]),
-    ]
-    const listed = await runGit(['ls-remote', '--', source.url, ...patterns], {
-      ...(credentials && { credentials }),
-      signal,
-    })
-    const found = [...listed.toString().matchAll(/^([0-9a-f]{40})\t(\S+)$/gm)].map(([, commit = '', ref = '']) => ({
-      commit,
-      ref,
-    }))
-    const built = peeled(found).filter(({ ref }) => isBuilt(pipeline, ref))
-    if (built.length > maxRefs)
-      throw new Stalled('Invalid', `${built.length} branches and tags match; the limit is ${maxRefs}`)
-    return built
-  }
-
-  /** Queues what is new; the name of the last job. */
-  async function queueNew(pipeline: Pipeline, polled: Tip[]): Promise<string | undefined> {
-    let last: string | undefined
-    for (const tip of polled) {
-      const { job, created } = await enqueue(database, pushed(pipeline, tip))
-      if (created) options.onChange?.()
-      last = job.name
-    }
-    return last
   }
 
   async function report(
@@ -146,10 +94,3 @@ const withStatus = (name: string, namespace: string | undefined, status: Pipelin
   metadata: { name, namespace },
   status,
 })
-
-/** An annotated tag is listed twice; its second line, `ref^{}`, names the commit. */
-function peeled(tips: Tip[]): Tip[] {
-  const commits = new Map<string, string>()
-  for (const { ref, commit } of tips) commits.set(ref.replace(/\^\{\}$/, ''), commit)
-  return [...commits].map(([ref, commit]) => ({ ref, commit }))
-}

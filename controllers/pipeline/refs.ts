@@ -11,6 +11,8 @@ export function isBuilt({ spec }: Pipeline, ref: string): boolean {
   return tag !== undefined && spec.source.tags.some((pattern) => matchesGlob(tag, pattern))
 }
 
+export const isTag = (ref: string) => ref.startsWith('refs/tags/')
+
 const after = (ref: string, prefix: string) => (ref.startsWith(prefix) ? ref.slice(prefix.length) : undefined)
 
 /** The job of a push to a ref that is built. */

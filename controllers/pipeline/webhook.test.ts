@@ -1,9 +1,11 @@
+import { execFileSync } from 'node:child_process'
 import { createHmac } from 'node:crypto'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Pipeline } from '../../api/pipeline.ts'
 import { startDatabase } from '../../hack/parts/database.ts'
+import { temporaryDir } from '../../hack/parts/process.ts'
 import { findJob } from '../../queue/control.ts'
 import { createLogger } from '../../runtime/log.ts'
 import { Metrics } from '../../runtime/metrics.ts'
@@ -40,11 +42,13 @@ const pipelines = new Map(
   ),
 )
 const metrics = new Metrics()
-const server = createServer({ log: createLogger('test', 'silent'), metrics })
+const log = createLogger('test', 'silent')
+const server = createServer({ log, metrics })
 let changes = 0
 registerWebhook(server, {
   database,
   metrics,
+  log,
   pipeline: (key) => pipelines.get(key),
   readSecret: async (namespace, name) => secrets[`${namespace}/${name}`],
   onChange: () => changes++,
@@ -122,6 +126,45 @@ test('branches and tags match by pattern; an annotated tag is its commit', async
   assert.is((await signed({ ref: 'refs/tags/v1', after: commit('e') })).body.job, 'web-eeeeeeeeeeee')
   const annotated = { ref: 'refs/tags/v2', after: commit('f'), head_commit: { id: commit('1') } }
   assert.is((await signed(annotated)).body.job, 'web-111111111111')
+})
+
+test('pushes made while no hub listened come before the first that is heard of, the oldest first', async () => {
+  await using dir = await temporaryDir('shoal-webhook')
+  const git = (...args: string[]) =>
+    execFileSync('git', ['-c', 'user.name=t', '-c', 'user.email=t@example.com', '-C', dir.path, ...args], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+      env: { ...process.env, GIT_COMMITTER_DATE: `${day}T12:00:00Z` },
+    }).trim()
+  let day = ''
+  const commitAt = (date: string) => {
+    day = date
+    git('commit', '-q', '--allow-empty', '-m', date)
+    return git('rev-parse', 'HEAD')
+  }
+  git('init', '-q', '-b', 'main')
+  const known = commitAt('2020-01-01')
+  git('checkout', '-q', '-b', 'release/2')
+  const second = commitAt('2020-01-03')
+  git('checkout', '-q', '-b', 'release/1', known)
+  const first = commitAt('2020-01-02')
+  git('checkout', '-q', 'main')
+  const heard = commitAt('2020-01-04')
+
+  const missed = pipelineOf('missed', 'hook')
+  missed.metadata.uid = 'missed'
+  missed.spec.source.url = dir.path
+  missed.status = { polledAt: '2020-01-01T12:00:00Z' }
+  pipelines.set('demo/missed', missed)
+  const body = JSON.stringify({ ref: 'refs/heads/main', after: heard })
+  await post(body, { 'x-hub-signature-256': sign(body) }, 'missed')
+  const rows = await database.query<{ commit: string }>(
+    "SELECT commit_id AS `commit` FROM job WHERE pipeline = 'missed' ORDER BY id",
+  )
+  assert.equal(
+    rows.map((row) => row.commit),
+    [first, second, heard],
+  )
 })
 
 test('what is signed but no push event is invalid, and says why', async () => {

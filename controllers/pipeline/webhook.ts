@@ -4,9 +4,11 @@ import { ShoalError } from '../../api/errors.ts'
 import { commitId } from '../../api/meta.ts'
 import type { Pipeline } from '../../api/pipeline.ts'
 import { enqueue } from '../../queue/enqueue.ts'
+import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Server } from '../../runtime/server.ts'
 import type { Database } from '../../runtime/sql.ts'
+import { catchingUp } from './poll.ts'
 import { isBuilt, pushed } from './refs.ts'
 
 export interface WebhookOptions {
@@ -15,6 +17,7 @@ export interface WebhookOptions {
   pipeline: (key: string) => Pipeline | undefined
   readSecret: (namespace: string, name: string) => Promise<Record<string, string> | undefined>
   metrics: Metrics
+  log: Logger
   /** A job was queued. */
   onChange?: () => void
 }
@@ -34,6 +37,7 @@ const decoy = randomBytes(32).toString('hex')
 
 /** POST /webhooks/<namespace>/<pipeline>: a push, signed by the pipeline's secret (X-Hub-Signature-256). */
 export function registerWebhook(server: Server, options: WebhookOptions): void {
+  const catchUp = catchingUp(options)
   const refused = options.metrics.counter('webhook_refused_total', 'Webhooks without a valid signature.')
   server.register(async (scope) => {
     // The signature covers the bytes as they came.
@@ -70,6 +74,7 @@ export function registerWebhook(server: Server, options: WebhookOptions): void {
     if (!isBuilt(pipeline, ref)) return { ignored: `${ref} is not built by this pipeline` }
     // Of an annotated tag, `after` is the tag object, and a poll would find the commit.
     const commit = commitId.parse(ref.startsWith('refs/tags/') ? (head?.id ?? after) : after)
+    await catchUp(pipeline)
     const { job } = await enqueue(options.database, pushed(pipeline, { commit, ref }))
     options.onChange?.()
     return { job: job.name }

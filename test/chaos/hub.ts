@@ -1,13 +1,12 @@
 /** A hub replica, as far as the queue goes: the real routes, broker and health checker. Loses some of its answers. */
 import { Pipeline } from '../../api/pipeline.ts'
-import { jobClaim, probeAnswer } from '../../api/workerApi.ts'
+import { jobClaim } from '../../api/workerApi.ts'
 import { registerWorkerRoutes } from '../../controllers/buildJob/routes.ts'
 import type { RegionDirectory } from '../../controllers/region/directory.ts'
 import { random } from '../../hack/bench/queue/day.ts'
 import { ClaimBroker } from '../../queue/broker.ts'
 import { HealthChecker } from '../../queue/healthChecker.ts'
 import { recordUpload } from '../../queue/lease.ts'
-import { ApiClient } from '../../runtime/apiClient.ts'
 import { systemClock as clock } from '../../runtime/clock.ts'
 import type { TokenReviewer } from '../../runtime/identity.ts'
 import { createLogger } from '../../runtime/log.ts'
@@ -27,10 +26,6 @@ void broker.run(never)
 const checker = new HealthChecker({
   ...{ database, log, metrics, leaseMs, intervalMs: 500 },
   onLost: () => broker.notify(),
-  async probe({ probeUrl, probeSecret }, signal) {
-    await using client = new ApiClient({ baseUrl: probeUrl, token: () => probeSecret })
-    return await client.request('GET', '/probe', { schema: probeAnswer, signal })
-  },
 })
 void checker.run(never)
 

@@ -75,7 +75,13 @@ const claimer = (worker: number, pollId: number) => ({
 async function ours(workers: number, history = 0): Promise<Measured> {
   await using database = await newQueue()
   await seedJobs(database, { waiting, history })
-  const broker = new ClaimBroker({ database, clock, log })
+  const targetOf = () => ({
+    regions: ['eu-west', 'us-east'],
+    replicate: 'Always',
+    url: 'x'.repeat(50),
+    command: ['make'],
+  })
+  const broker = new ClaimBroker({ database, clock, log, targetOf })
   const finishes = new Batch((batch: Finish[]) => finishMany(database, batch))
   const stop = new AbortController()
   const brokering = broker.run(stop.signal)

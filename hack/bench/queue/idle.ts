@@ -3,10 +3,8 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { probeAnswer } from '../../../api/workerApi.ts'
 import { ClaimBroker } from '../../../queue/broker.ts'
 import { HealthChecker } from '../../../queue/healthChecker.ts'
-import { ApiClient } from '../../../runtime/apiClient.ts'
 import { systemClock as clock } from '../../../runtime/clock.ts'
 import type { Logger } from '../../../runtime/log.ts'
 import { Metrics } from '../../../runtime/metrics.ts'
@@ -34,16 +32,17 @@ export async function idleWorkers(
   const broker = new ClaimBroker({ database, clock, log })
   const checker = new HealthChecker({
     ...{ database, leaseMs, log, metrics: new Metrics(), intervalMs: probeEveryMs },
-    async probe({ probeUrl }, probing) {
-      await using client = new ApiClient({ baseUrl: probeUrl, token: () => probeSecret })
-      return await client.request('GET', '/probe', { schema: probeAnswer, signal: probing })
-    },
   })
+  const asking = new Set<AbortController>()
   const worker = async (name: string) => {
     for (let pollId = 1; !signal.aborted; pollId++) {
       const probeUrl = `http://127.0.0.1:${String(port).trim()}/${name}`
       const waitMs = 10_000 * (0.8 + 0.2 * Math.random())
-      await broker.ask({ worker: name, pollId, probeUrl, probeSecret }, { waitMs, signal })
+      // As a request has one.
+      const hungUp = new AbortController()
+      asking.add(hungUp)
+      await broker.ask({ worker: name, pollId, probeUrl, probeSecret }, { waitMs, signal: hungUp.signal })
+      asking.delete(hungUp)
     }
   }
   const running = [broker.run(signal), ...Array.from({ length: workers }, (_, n) => worker(`w${n}`))]
@@ -52,6 +51,7 @@ export async function idleWorkers(
   running.push(checker.run(signal))
   const measured = await cost
   stop.abort()
+  for (const hungUp of asking) hungUp.abort()
   await Promise.all(running)
   answering.kill()
   return measured

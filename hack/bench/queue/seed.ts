@@ -20,7 +20,9 @@ export async function seedJobs(database: Database, { waiting, history }: { waiti
       )
       if (phase !== 'Queued') continue
       await database.execute('INSERT INTO ready VALUES ?', [ids.map((id) => [0, id, id])])
-      await database.execute('INSERT INTO slot VALUES ?', [ids.map((id) => ['demo', `p${id % 100}`, id, id])])
+      await database.execute('INSERT INTO slot (namespace, pipeline, slot, job_id) VALUES ?', [
+        ids.map((id) => ['demo', `p${id % 100}`, id, id]),
+      ])
     }
   }
   await insert(1, history, 'Succeeded')
