@@ -13,12 +13,17 @@ import { createLogger } from '../../runtime/log.ts'
 import { Metrics } from '../../runtime/metrics.ts'
 import { createServer, listen } from '../../runtime/server.ts'
 import { Database } from '../../runtime/sql.ts'
+import { startSqlFaults } from './sqlFaults.ts'
 
 const { CHAOS_DATABASE: url = '', CHAOS_PORT: port, CHAOS_SEED: seed } = process.env
 const leaseMs = Number(process.env.CHAOS_LEASE_MS)
 const log = createLogger('chaos', 'info')
 const never = new AbortController().signal
-const database = new Database(url, { connectionLimit: 6, timeoutMs: 5000 })
+const next = random(Number(seed))
+const database = new Database(await startSqlFaults(url, random(Number(seed) + 1)), {
+  connectionLimit: 6,
+  timeoutMs: 5000,
+})
 const metrics = new Metrics()
 
 const broker = new ClaimBroker({ database, clock, log })
@@ -30,7 +35,6 @@ const checker = new HealthChecker({
 void checker.run(never)
 
 const server = createServer({ log, metrics })
-const next = random(Number(seed))
 server.addHook('onSend', async (request) => {
   if (next() < 0.02) request.raw.socket.destroy()
 })
