@@ -173,7 +173,7 @@ for (const [workers, least] of [
   const minute = 60_000
   const day = { seed: 1, builds: 5000, meanBuildMs: 14.4 * minute }
   const policy = { targetWaitMs: 30_000, startMs: 45_000, coolDownMs: 3 * minute }
-  const scaled = simulateDay({ ...day, fleet: { ...policy, classes: [{ name: 'all', min: 2, max: 1000 }] } })
+  const scaled = simulateDay({ ...day, fleet: { ...policy, classes: [{ name: 'all', min: 2, max: 1000, on: true }] } })
   let [few, enough] = [1, 1000]
   while (few < enough) {
     const fleet = Math.floor((few + enough) / 2)
