@@ -1,5 +1,6 @@
 import type { Clock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
+import type { Counter, Metrics } from '../runtime/metrics.ts'
 import type { Database } from '../runtime/sql.ts'
 import { type Claim, type Claimer, claimMany, hear } from './claim.ts'
 import { finish } from './lease.ts'
@@ -15,6 +16,7 @@ export interface ClaimBrokerOptions {
   lookMs?: number
   /** A worker that asks while nothing is ready is noted within this time, with the others. Default 1 s. */
   gatherMs?: number
+  metrics?: Metrics
 }
 
 interface Asker {
@@ -26,6 +28,8 @@ interface Asker {
   resolve: (claim: Claim | undefined) => void
   reject: (error: unknown) => void
   gone: boolean
+  /** Its worker was draining when it was looked at: until it asks again it is passed over. */
+  draining: boolean
 }
 
 /** `last_seen` of a worker that asks all the time is written so often; the health checker looks for minutes. */
@@ -39,6 +43,7 @@ const rehearMs = 5000
 export class ClaimBroker {
   readonly #o: ClaimBrokerOptions
   readonly #maxBatch: number
+  readonly #claims: Counter | undefined
   #waiting: Asker[] = []
   /** There may be more in line than was claimed. */
   #hinted = false
@@ -51,6 +56,7 @@ export class ClaimBroker {
   constructor(options: ClaimBrokerOptions) {
     this.#o = options
     this.#maxBatch = options.maxBatch ?? 200
+    this.#claims = options.metrics?.counter('claims_total', 'Jobs handed to workers.')
   }
 
   /** Workers that wait for work here. */
@@ -63,7 +69,7 @@ export class ClaimBroker {
     if (this.#ended) return Promise.resolve(undefined)
     const { promise, resolve, reject } = Promise.withResolvers<Claim | undefined>()
     const untilMs = this.#o.clock.monotonic() + waitMs
-    const asker: Asker = { claimer, untilMs, known: false, resolve, reject, gone: signal.aborted }
+    const asker: Asker = { claimer, untilMs, known: false, resolve, reject, gone: signal.aborted, draining: false }
     const leave = () => this.#leave(asker)
     signal.addEventListener('abort', leave, { once: true })
     this.#waiting.push(asker)
@@ -90,7 +96,8 @@ export class ClaimBroker {
         const nowMs = clock.monotonic()
         if (this.#hinted || (await this.#somethingIsReady())) {
           this.#hinted = false
-          const served = await this.#claim(this.#waiting.slice(0, this.#maxBatch))
+          const ready = this.#waiting.filter((asker) => !asker.draining)
+          const served = await this.#claim(ready.slice(0, this.#maxBatch))
           this.#hinted ||= served
         } else if (nowMs - gatheredMs >= gatherMs) {
           gatheredMs = nowMs
@@ -115,7 +122,7 @@ export class ClaimBroker {
     return (await this.#o.database.query('SELECT 1 FROM ready LIMIT 1')).length > 0
   }
 
-  /** Whether all of them got a job: then there may be more. */
+  /** Whether all that may have one got a job: then there may be more. */
   async #claim(askers: Asker[]): Promise<boolean> {
     const batch = askers.filter((asker) => !asker.gone)
     if (batch.length === 0) return false
@@ -130,13 +137,16 @@ export class ClaimBroker {
     batch.forEach((asker, i) => {
       asker.known = true
       const claim = claims[i]
-      if (!claim) return
+      asker.draining = claim === 'draining'
+      if (!claim || claim === 'draining') return
       served.add(asker)
+      this.#claims?.inc()
       if (asker.gone) void this.#giveBack(claim)
       else asker.resolve(claim)
     })
     this.#waiting = this.#waiting.filter((asker) => !served.has(asker))
-    return served.size === batch.length
+    const asked = batch.filter((asker) => !asker.draining).length
+    return asked > 0 && served.size === asked
   }
 
   /** Notes workers that were not noted for a while, before they may hold a lease. */

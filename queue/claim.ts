@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { Database, Sql, Statement, Transaction } from '../runtime/sql.ts'
 import { byKeys, type Job, lockJobs, lockReady, nowMs } from './job.ts'
 import { release } from './slots.ts'
+import { lockDraining } from './workers.ts'
 
 export interface Claimer {
   worker: string
@@ -24,36 +25,48 @@ export interface Claim {
 export async function claim(database: Database, claimer: Claimer, leaseMs: number): Promise<Claim | undefined> {
   await hear(database, [claimer])
   const [taken] = await claimMany(database, [claimer], leaseMs)
-  return taken
+  return taken === 'draining' ? undefined : taken
 }
 
 /**
- * The next jobs, one for each claimer as far as they go, in the claimers' order. Asking again with the same pollId gives
- * the same job again, so a lost answer costs nothing. One transaction whatever the number: the commit is what a claim
- * costs. It takes the head of `ready` that nobody else is taking (SKIP LOCKED, READ COMMITTED), then changes by primary
- * key only.
+ * The next jobs, one for each claimer as far as they go, in the claimers' order; none for workers that are draining.
+ * Asking again with the same pollId gives the same job again, so a lost answer costs nothing. One transaction whatever
+ * the number: the commit is what a claim costs. It takes the head of `ready` that nobody else is taking (SKIP LOCKED,
+ * READ COMMITTED), then changes by primary key only.
  */
 export async function claimMany(
   database: Database,
   claimers: Claimer[],
   leaseMs: number,
-): Promise<(Claim | undefined)[]> {
-  const run = (work: (sql: Transaction) => Promise<Map<string, Claim>>) =>
-    database.transaction(work, { idempotent: true })
-  const claims = await run(async (sql) => {
-    const leased = await leaseNext(sql, claimers, leaseMs)
+): Promise<(Claim | 'draining' | undefined)[]> {
+  let draining = new Set<string>()
+  const run = (work: (sql: Transaction, awake: Claimer[]) => Promise<Map<string, Claim>>) =>
+    database.transaction(
+      async (sql) => {
+        draining = await lockDraining(sql, [...new Set(claimers.map(({ worker }) => worker))])
+        return work(
+          sql,
+          claimers.filter(({ worker }) => !draining.has(worker)),
+        )
+      },
+      { idempotent: true },
+    )
+  const claims = await run(async (sql, awake) => {
+    const leased = await leaseNext(sql, awake, leaseMs)
     const rest = claimers.filter((claimer) => !leased.has(pollOf(claimer)))
     return new Map([...leased, ...(await claimedBefore(sql, rest))])
   }).catch((error: unknown) => {
     if (!isDuplicate(error)) throw error
     // Somebody asks again, which is rare: only now is it worth looking first.
-    return run(async (sql) => {
+    return run(async (sql, awake) => {
       const before = await claimedBefore(sql, claimers)
-      const waiting = claimers.filter((claimer) => !before.has(pollOf(claimer)))
+      const waiting = awake.filter((claimer) => !before.has(pollOf(claimer)))
       return new Map([...before, ...(await leaseNext(sql, waiting, leaseMs))])
     })
   })
-  return claimers.map((claimer) => claims.get(pollOf(claimer)))
+  return claimers.map(
+    (claimer) => claims.get(pollOf(claimer)) ?? (draining.has(claimer.worker) ? 'draining' : undefined),
+  )
 }
 
 const pollOf = ({ worker, pollId }: Pick<Claimer, 'worker' | 'pollId'>) => `${worker} ${pollId}`
