@@ -98,7 +98,7 @@ async function endLeases(sql: Transaction, accepted: { job: Job; finish: Finish 
   const statements: Statement[] = [['DELETE FROM lease WHERE job_id IN (?)', [accepted.map(({ job }) => job.id)]]]
   if (built.length > 0)
     statements.push([
-      `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, updated_at_ms = ${nowMs},
+      `UPDATE job SET phase = 'Replicating', code = NULL, message = NULL, built_at_ms = ${nowMs}, updated_at_ms = ${nowMs},
          finished_token = CASE id ${built.map(() => 'WHEN ? THEN ?').join(' ')} END
        WHERE id IN (?)`,
       [...built.flatMap(({ job, finish }) => [job.id, finish.claim.token]), built.map(({ job }) => job.id)],
