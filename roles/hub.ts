@@ -20,6 +20,8 @@ import { registerLogRoute } from '../controllers/buildJob/logRoute.ts'
 import { registerWorkerRoutes } from '../controllers/buildJob/routes.ts'
 import { replicatingJobs } from '../controllers/buildJob/target.ts'
 import { configRepoController } from '../controllers/configRepo/controller.ts'
+import { WorkersController } from '../controllers/deployment/controller.ts'
+import { registerWorkersRoute } from '../controllers/deployment/workersRoute.ts'
 import { GoalStateController } from '../controllers/goalState/controller.ts'
 import { IndexWriter } from '../controllers/goalState/indexWriter.ts'
 import { RegionalGoals } from '../controllers/goalState/regional.ts'
@@ -64,6 +66,15 @@ const settings = {
   healthInterval: spanMs('5s'),
   /** A worker silent so long raises an alarm. */
   alarm: spanMs('30m'),
+  /** Where alarms are posted, and what signs them. */
+  alarmWebhook: z.url().optional(),
+  alarmSecret: z.string().optional(),
+  /** How long a job should wait for a worker, how long one takes to come, and how long it is kept unused. */
+  scaleTargetWait: spanMs('30s'),
+  scaleStart: spanMs('45s'),
+  scaleCoolDown: spanMs('3m'),
+  /** Between two looks at the workers. */
+  scaleInterval: spanMs('5s'),
   /** How soon an idle worker asks again. */
   claimHold: spanMs('10s'),
   /** Regions grant for 60 s after an index. */
@@ -112,7 +123,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   const common = { cluster, log, metrics, clock, events }
 
   const buildJobController = new BuildJobController({ ...common, database: builds, buildJobs, pipeline })
-  const broker = new ClaimBroker({ database: builds, leaseMs: options.lease, clock, log })
+  const broker = new ClaimBroker({ database: builds, leaseMs: options.lease, clock, log, metrics })
   const queued = () => {
     buildJobController.notify()
     broker.notify()
@@ -148,6 +159,32 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   goalRevisions.onChange((_key, revision) => {
     if (revision) goalStateController.notify(`${revision.metadata.namespace}/${revision.spec.goalRef}`)
   })
+  const healthChecker = new HealthChecker({
+    ...common,
+    database: builds,
+    leaseMs: options.lease,
+    intervalMs: options.healthInterval,
+    alarmMs: options.alarm,
+    onLost: queued,
+    async probe({ probeUrl, probeSecret }, probeSignal) {
+      await using client = new ApiClient({ baseUrl: probeUrl, token: () => probeSecret })
+      return await client.request('GET', '/probe', { schema: probeAnswer, signal: probeSignal })
+    },
+  })
+  const workersController = new WorkersController({
+    ...common,
+    database: builds,
+    namespace: options.namespace,
+    policy: {
+      targetWaitMs: options.scaleTargetWait,
+      startMs: options.scaleStart,
+      coolDownMs: options.scaleCoolDown,
+    },
+    alarmMs: options.alarm,
+    silent: () => healthChecker.silent,
+    webhook: options.alarmWebhook ? { url: options.alarmWebhook, secret: options.alarmSecret } : undefined,
+    intervalMs: options.scaleInterval,
+  })
   const controllers = [
     buildJobController,
     artifactController,
@@ -156,18 +193,8 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     goalStateController,
     pipelineController({ ...common, database: builds, pipelines, readSecret, onChange: queued }),
     configRepoController({ ...common, configRepos }),
-    new HealthChecker({
-      ...common,
-      database: builds,
-      leaseMs: options.lease,
-      intervalMs: options.healthInterval,
-      alarmMs: options.alarm,
-      onLost: queued,
-      async probe({ probeUrl, probeSecret }, probeSignal) {
-        await using client = new ApiClient({ baseUrl: probeUrl, token: () => probeSecret })
-        return await client.request('GET', '/probe', { schema: probeAnswer, signal: probeSignal })
-      },
-    }),
+    healthChecker,
+    workersController,
   ]
 
   const running = [...reflectors.map((reflector) => reflector.run(signal)), broker.run(signal)]
@@ -198,7 +225,15 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     tokens,
     onChange: (changed) => artifactController.notify(changed),
   })
-  registerLogRoute(server, { cluster, database: builds, tokens: new TokenReviewer(cluster, undefined) })
+  const people = new TokenReviewer(cluster, undefined)
+  registerLogRoute(server, { cluster, database: builds, tokens: people })
+  registerWorkersRoute(server, {
+    cluster,
+    database: builds,
+    tokens: people,
+    namespace: options.namespace,
+    alarmMs: options.alarm,
+  })
   const { url } = await listen(server, options.listen)
   stack.defer(() => server.close())
   log.info({ url }, 'listening')

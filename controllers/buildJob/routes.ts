@@ -6,6 +6,7 @@ import {
   finishRequest,
   type JobClaim,
   jobClaim,
+  leaveRequest,
   logRequest,
   uploadCompleteRequest,
   uploadPartsRequest,
@@ -19,6 +20,7 @@ import type { ClaimBroker } from '../../queue/broker.ts'
 import type { Claim } from '../../queue/claim.ts'
 import { type Finish, finish, finishMany, heartbeat, recordUpload, requireLease, setTarget } from '../../queue/lease.ts'
 import { appendLog } from '../../queue/log.ts'
+import { leave } from '../../queue/workers.ts'
 import type { TokenReviewer } from '../../runtime/identity.ts'
 import { bearerToken, type Server } from '../../runtime/server.ts'
 import type { Database } from '../../runtime/sql.ts'
@@ -174,5 +176,10 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     const refusal = await finishes.call({ claim, outcome })
     if (refusal) throw refusal
     onChange?.()
+  })
+
+  route('leave', async (body) => {
+    const { worker: name, probeSecret } = leaveRequest.parse(body)
+    await leave(database, name, probeSecret)
   })
 }
