@@ -37,7 +37,7 @@ const deployment = z.looseObject({
             status: z.string(),
             reason: z.string().optional(),
             message: z.string().optional(),
-            lastTransitionTime: z.string().optional(),
+            lastTransitionTime: z.string().nullish(),
           }),
         )
         .default([]),
