@@ -277,5 +277,20 @@ test('a body that doesn’t fit is invalid, and says where', async () => {
   assert.is(await codeOf(post('finish', { ...held, outcome })), 'Invalid')
 })
 
+test('a worker that leaves is forgotten; with another’s secret nobody is', async () => {
+  await claimed()
+  const names = async () => (await database.query<{ name: string }>('SELECT name FROM worker')).map(({ name }) => name)
+  const { worker, probeSecret } = { ...claimer(), worker: 'leaving' }
+  await post('claim', { ...claimer(), worker })
+  assert.ok((await names()).includes(worker))
+  await post('leave', { worker, probeSecret: 'x'.repeat(32) })
+  assert.ok((await names()).includes(worker))
+  await post('leave', { worker, probeSecret })
+  assert.not((await names()).includes(worker))
+  // It holds a job.
+  await post('leave', { worker: 'w1', probeSecret })
+  assert.ok((await names()).includes('w1'))
+})
+
 test.after(() => parts.disposeAsync())
 test.run()
