@@ -1,7 +1,7 @@
 /**
- * What a worker and the hub say to each other, as JSON over HTTPS: POST /v1/worker/{claim,heartbeat,log,finish} and
+ * What a worker and the hub say to each other, as JSON over HTTPS: POST /v1/worker/{claim,heartbeat,log,finish,leave} and
  * POST /v1/worker/upload/{start,parts,complete}. The caller is a ServiceAccount by its token (audience `shoal-hub`).
- * Every call but claim names a job and its fencing token, and answers 409 `Fenced` when that is not the latest.
+ * Every call but claim and leave names a job and its fencing token, and answers 409 `Fenced` when that is not the latest.
  */
 import { z } from 'zod'
 import { type ErrorCode, errorCodes } from './errors.ts'
@@ -23,6 +23,9 @@ export const claimRequest = z.object({
   isolation: z.string().max(255).default('').describe('What keeps its builds in bounds, for people.'),
 })
 export type ClaimRequest = z.input<typeof claimRequest>
+
+/** A worker stops: it holds no job and is not to be called silent. */
+export const leaveRequest = claimRequest.pick({ worker: true, probeSecret: true })
 
 const claimedJob = jobClaim.extend({
   namespace: z.string(),

@@ -4,6 +4,7 @@ import { addCancel } from './cancel.ts'
 import { addEnroll } from './enroll.ts'
 import { addKeys } from './keys.ts'
 import { addLogs } from './logs.ts'
+import { addWorkers } from './workers.ts'
 
 /** Adds every command to the program. */
 export function addCommands(program: Command): void {
@@ -11,4 +12,5 @@ export function addCommands(program: Command): void {
   addEnroll(program)
   addKeys(program)
   addLogs(program)
+  addWorkers(program)
 }

@@ -34,7 +34,7 @@ export function addLogs(program: Command): void {
 }
 
 /** The bearer token kubectl would send. Client certificates end at the API server: the hub can't check them. */
-async function tokenOf(config: KubeConfig): Promise<string> {
+export async function tokenOf(config: KubeConfig): Promise<string> {
   const options: { headers: Record<string, string> } = { headers: {} }
   await config.applyToHTTPSOptions(options as never)
   const [, token] = /^Bearer (.+)$/.exec(options.headers.Authorization ?? '') ?? []

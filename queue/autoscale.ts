@@ -4,13 +4,12 @@
  */
 
 /** Workers of one size: one Deployment. */
-interface WorkerClass {
+export interface WorkerClass {
   name: string
-  /** While its hours are. Outside them it shrinks to nothing, by and by. */
   min: number
   max: number
-  /** From this hour of the day up to that one; `from` above `to` passes midnight. Default: always. */
-  hours?: { from: number; to: number }
+  /** Whether its hours are now. Outside them it shrinks to nothing, as builds end. */
+  on: boolean
 }
 
 export interface ScalePolicy {
@@ -26,8 +25,6 @@ export interface ScalePolicy {
 
 export interface QueueLoad {
   nowMs: number
-  /** The hour of the day where the policy's hours are meant, 0 to 23. */
-  hour: number
   /** Jobs that only a worker is missing to. Those that wait for a slot of their pipeline are not among them. */
   ready: number
   /** Jobs queued lately, per millisecond. */
@@ -58,7 +55,7 @@ export function wantedWorkers(policy: ScalePolicy, load: QueueLoad, recent: Need
   const needs = [...kept, now]
   const workers = Object.fromEntries(policy.classes.map(({ name }) => [name, load.busy[name] ?? 0]))
   let rest = Math.max(...needs.map((need) => need.workers)) - sum(Object.values(workers))
-  for (const { name, min, max } of policy.classes.filter((one) => isOn(one, load.hour)).reverse()) {
+  for (const { name, min, max } of policy.classes.filter(({ on }) => on).reverse()) {
     const busy = workers[name] ?? 0
     const wanted = Math.max(busy, min, Math.min(max, busy + Math.max(0, rest)))
     rest -= wanted - busy
@@ -77,12 +74,6 @@ export function neededWorkers(policy: ScalePolicy, load: QueueLoad): number {
   const coming = load.arrivalsPerMs * startMs
   const spare = (coming + Math.sqrt(coming)) / Math.max(1, startMs / Math.max(1, load.buildMs))
   return busy + Math.ceil(backlog) + Math.ceil(spare)
-}
-
-function isOn({ hours }: WorkerClass, hour: number): boolean {
-  if (!hours) return true
-  const { from, to } = hours
-  return from <= to ? from <= hour && hour < to : from <= hour || hour < to
 }
 
 const sum = (numbers: number[]) => numbers.reduce((total, number) => total + number, 0)

@@ -6,9 +6,11 @@ import { until } from '../hack/parts/process.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
 import { createLogger } from '../runtime/log.ts'
 import { Database } from '../runtime/sql.ts'
-import { ClaimBroker } from './broker.ts'
+import { Broker } from './broker.ts'
 import { enqueue } from './enqueue.ts'
-import { finish, recordUpload } from './lease.ts'
+import { recordUpload } from './lease.ts'
+import { finish } from './turn.ts'
+import { drain, undrain } from './workers.ts'
 
 const test = suite('claim broker')
 const server = await startDatabase()
@@ -25,8 +27,8 @@ const claimer = (worker: string, pollId = 1) => ({
 const never = new AbortController().signal
 
 /** A replica's broker; ended by disposing. */
-function startBroker(options: { lookMs?: number; gatherMs?: number } = {}) {
-  const broker = new ClaimBroker({ database, clock, log, lookMs: 20, gatherMs: 50, ...options })
+function startBroker(options: { lookMs?: number; gatherMs?: number; maxBatch?: number } = {}) {
+  const broker = new Broker({ database, clock, log, lookMs: 20, gatherMs: 50, ...options })
   const stop = new AbortController()
   const running = broker.run(stop.signal)
   const ask = (worker: string, { pollId = 1, waitMs = 10_000, signal = never } = {}) =>
@@ -84,6 +86,21 @@ test('a job claimed for one who hung up goes to another, and is no attempt', asy
     assert.is(kept?.job.attempt, 1)
     assert.is(kept?.job.commit, commit(n))
   }
+})
+
+test('workers that are draining get nothing, and keep nobody behind them waiting', async () => {
+  await using one = startBroker({ maxBatch: 2 })
+  const over = new AbortController()
+  const drained = ['d1', 'd2', 'd3'].map((name) => one.ask(name, { signal: over.signal }))
+  await until('they are noted', async () => (await drain(database, ['d1', 'd2', 'd3'])).length === 3)
+  const asked = one.ask('w1')
+  const { job } = await push(1)
+  assert.is((await asked)?.job.id, job.id)
+  await push(2)
+  over.abort()
+  assert.equal(await Promise.all(drained), [undefined, undefined, undefined])
+  await undrain(database, ['d1'])
+  assert.is((await one.ask('d1', { pollId: 2 }))?.job.commit, commit(2))
 })
 
 test('3 replicas serve 90 workers: 600 jobs, each once, the first first', async () => {

@@ -1,16 +1,20 @@
+import type { JobClaim } from '../api/workerApi.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
+import type { Counter, Metrics } from '../runtime/metrics.ts'
 import type { Database } from '../runtime/sql.ts'
-import { type Claim, type Claimer, claimMany, hear, type TargetOf } from './claim.ts'
-import { finish } from './lease.ts'
+import { type Claim, type Claimer, claimedBefore, hear, pollOf, type TargetOf } from './claim.ts'
+import type { Finish, Outcome } from './finish.ts'
+import { takeTurn } from './turn.ts'
 
-export interface ClaimBrokerOptions {
+export interface BrokerOptions {
   database: Database
   clock: Clock
   log: Logger
+  metrics?: Metrics
   /** What a claim fixes for its job. */
   targetOf?: TargetOf
-  /** Claims in one transaction. Default 200: one connection makes 10,000 claims a second of them, 8 of single ones 1,000. */
+  /** Claims, and finishes, in one transaction. Default 200. */
   maxBatch?: number
   /** Between two looks whether another replica queued something, while workers wait. Default 80 ms. */
   lookMs?: number
@@ -24,120 +28,201 @@ interface Asker {
   untilMs: number
   /** Whether a former poll of the same id had an answer that was lost was looked up. */
   known: boolean
+  /** Its worker was draining when it was looked at: until it asks again it is passed over. */
+  draining: boolean
+  gone: boolean
   resolve: (claim: Claim | undefined) => void
   reject: (error: unknown) => void
-  gone: boolean
+}
+
+interface Finisher extends Finish {
+  resolve: () => void
+  reject: (error: unknown) => void
 }
 
 /** `last_seen` of a worker that asks all the time is written so often; the health checker looks for minutes. */
 const rehearMs = 5000
+/** Transactions at once: while the database is at one, this process prepares the other. */
+const maxTurns = 2
+/** A second one is worth its round trips when it does so much. */
+const secondTurnFrom = 8
 
 /**
- * Answers the claims of thousands of workers from few transactions. Who asks while nothing is ready waits here; what
- * comes meanwhile is claimed for all who wait at once, and while one batch is under way the next one gathers. What is
- * true stays in the rows: any number of replicas do this at the same time.
+ * Answers the claims and finishes of thousands of workers by few transactions. Who asks while nothing is ready waits
+ * here; what comes meanwhile is claimed for all who wait at once, and while one turn is under way the next one gathers.
+ * What is true stays in the rows: any number of replicas do this at the same time.
  */
-export class ClaimBroker {
-  readonly #o: ClaimBrokerOptions
+export class Broker {
+  readonly #o: BrokerOptions
   readonly #maxBatch: number
-  #waiting: Asker[] = []
-  /** There may be more in line than was claimed. */
-  #hinted = false
+  readonly #claims: Counter | undefined
+  #askers: Asker[] = []
+  #finishers: Finisher[] = []
+  /** There may be jobs in line. */
+  #hinted = true
+  /** How often that was said from outside. */
+  #hints = 0
+  #turns = 0
   /** When each worker was last noted, of this process's monotonic clock. */
   #heard = new Map<string, number>()
   #ended = false
-  #wake = Promise.withResolvers<void>()
-  #pausing: AbortController | undefined
+  #asked = Promise.withResolvers<void>()
 
-  constructor(options: ClaimBrokerOptions) {
+  constructor(options: BrokerOptions) {
     this.#o = options
     this.#maxBatch = options.maxBatch ?? 200
+    this.#claims = options.metrics?.counter('claims_total', 'Jobs handed to workers.')
   }
 
   /** Workers that wait for work here. */
   get waiting(): number {
-    return this.#waiting.length
+    return this.#askers.length
   }
 
   /** A job, as soon as there is one; undefined when there was none for `waitMs`, or the broker ends. */
   ask(claimer: Claimer, { waitMs, signal }: { waitMs: number; signal: AbortSignal }): Promise<Claim | undefined> {
-    if (this.#ended) return Promise.resolve(undefined)
+    if (this.#ended || signal.aborted) return Promise.resolve(undefined)
     const { promise, resolve, reject } = Promise.withResolvers<Claim | undefined>()
     const untilMs = this.#o.clock.monotonic() + waitMs
-    const asker: Asker = { claimer, untilMs, known: false, resolve, reject, gone: signal.aborted }
+    const asker: Asker = { claimer, untilMs, known: false, draining: false, gone: false, resolve, reject }
     const leave = () => this.#leave(asker)
     signal.addEventListener('abort', leave, { once: true })
-    this.#waiting.push(asker)
-    this.#wake.resolve()
+    this.#askers.push(asker)
+    this.#asked.resolve()
+    this.#pump()
     return promise.finally(() => signal.removeEventListener('abort', leave))
+  }
+
+  /** As `finish` of turn.ts, with the others that come at the same time. Throws Fenced. */
+  finish(claim: JobClaim, outcome: Outcome): Promise<void> {
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    this.#finishers.push({ claim, outcome, resolve, reject })
+    this.#pump()
+    return promise
   }
 
   /** Something may be ready. */
   notify(): void {
     this.#hinted = true
-    this.#pausing?.abort()
-    this.#wake.resolve()
+    this.#hints++
+    this.#pump()
   }
 
-  /** Serves until the signal; who waits then gets no job. */
+  /** Looks for what other replicas queued, until the signal; who waits then gets no job. Finishes are taken also later. */
   async run(signal: AbortSignal): Promise<void> {
-    const { clock, log, lookMs = 80, gatherMs = 1000 } = this.#o
+    const { clock, lookMs = 80, gatherMs = 1000 } = this.#o
     let gatheredMs = Number.NEGATIVE_INFINITY
-    signal.addEventListener('abort', () => this.#wake.resolve(), { once: true })
+    signal.addEventListener('abort', () => this.#asked.resolve(), { once: true })
     while (!signal.aborted) {
-      if (this.#waiting.length === 0) await this.#wake.promise
-      this.#wake = Promise.withResolvers()
-      try {
-        const nowMs = clock.monotonic()
-        if (this.#hinted || (await this.#somethingIsReady())) {
-          this.#hinted = false
-          const served = await this.#claim(this.#waiting.slice(0, this.#maxBatch))
-          this.#hinted ||= served
-        } else if (nowMs - gatheredMs >= gatherMs) {
-          gatheredMs = nowMs
-          const unknown = this.#waiting.filter((asker) => !asker.known)
-          for (let i = 0; i < unknown.length; i += this.#maxBatch)
-            await this.#claim(unknown.slice(i, i + this.#maxBatch))
-        }
-      } catch (error) {
-        log.error({ err: error }, 'claiming for waiting workers failed')
-        for (const asker of this.#waiting.splice(0)) asker.reject(error)
+      if (this.#askers.length === 0) {
+        this.#asked = Promise.withResolvers()
+        await this.#asked.promise
+      }
+      const nowMs = clock.monotonic()
+      if (!this.#hinted && this.#turns === 0) {
+        const gathers = nowMs - gatheredMs >= gatherMs
+        if (gathers) gatheredMs = nowMs
+        await this.#look(gathers).catch((error: unknown) => this.#rejectAskers(this.#askers.splice(0), error))
       }
       this.#expire(clock.monotonic())
-      if (this.#waiting.length > 0 && !this.#hinted) await this.#pause(lookMs, signal)
+      await clock.sleep(lookMs, signal).catch(() => undefined)
     }
     this.#ended = true
-    for (const asker of this.#waiting.splice(0)) asker.resolve(undefined)
+    for (const asker of this.#askers.splice(0)) asker.resolve(undefined)
   }
 
-  /** Index: PRIMARY of ready; locks nothing. */
-  async #somethingIsReady(): Promise<boolean> {
-    if (this.#waiting.length === 0) return false
-    return (await this.#o.database.query('SELECT 1 FROM ready LIMIT 1')).length > 0
+  /** Begins turns for what is there. */
+  #pump(): void {
+    for (;;) {
+      const askers = this.#hinted && !this.#ended ? this.#askers.filter(({ draining }) => !draining) : []
+      const work = askers.length + this.#finishers.length
+      if (work === 0 || this.#turns >= maxTurns || (this.#turns > 0 && work < secondTurnFrom)) return
+      void this.#turn(askers.slice(0, this.#maxBatch), this.#finishers.splice(0, this.#maxBatch))
+    }
   }
 
-  /** Whether all of them got a job: then there may be more. */
-  async #claim(askers: Asker[]): Promise<boolean> {
-    const batch = askers.filter((asker) => !asker.gone)
-    if (batch.length === 0) return false
+  async #turn(askers: Asker[], finishers: Finisher[]): Promise<void> {
+    this.#turns++
+    const hints = this.#hints
+    const asking = new Set(askers)
+    this.#askers = this.#askers.filter((asker) => !asking.has(asker))
+    try {
+      await this.#hear(askers)
+      const more = await this.#take(askers, finishers)
+      if (hints === this.#hints) this.#hinted = more
+    } catch (error) {
+      this.#rejectAskers(askers, error)
+      // One that can't be taken must not keep the others from it.
+      if (finishers.length === 1) finishers[0]?.reject(error)
+      else for (const one of finishers) await this.#take([], [one]).catch(one.reject)
+    }
+    this.#turns--
+    this.#pump()
+  }
+
+  /** Whether there may be more in line. */
+  async #take(askers: Asker[], finishers: Finisher[]): Promise<boolean> {
     const { database, targetOf } = this.#o
-    await this.#hear(batch)
-    const claims = await claimMany(
-      database,
-      batch.map(({ claimer }) => claimer),
-      targetOf,
-    )
-    const served = new Set<Asker>()
-    batch.forEach((asker, i) => {
-      asker.known = true
-      const claim = claims[i]
-      if (!claim) return
-      served.add(asker)
-      if (asker.gone) void this.#giveBack(claim)
-      else asker.resolve(claim)
+    const { claims, refusals, more } = await takeTurn(database, {
+      finishes: finishers,
+      claimers: askers.map(({ claimer }) => claimer),
+      ...(targetOf && { targetOf }),
     })
-    this.#waiting = this.#waiting.filter((asker) => !served.has(asker))
-    return served.size === batch.length
+    for (const [i, { resolve, reject }] of finishers.entries()) refusals[i] ? reject(refusals[i]) : resolve()
+    const rest = askers.filter((asker, i) => {
+      const claim = claims[i]
+      asker.draining = claim === 'draining'
+      if (!claim || claim === 'draining') return true
+      this.#claims?.inc()
+      this.#give(asker, claim)
+      return false
+    })
+    this.#askers = [...rest.filter(({ gone }) => !gone), ...this.#askers]
+    await this.#lookUp(rest)
+    return more || this.#finishers.length > 0
+  }
+
+  #give(asker: Asker, claim: Claim): void {
+    if (!asker.gone) {
+      asker.resolve(claim)
+      return
+    }
+    // It was claimed for one who hung up meanwhile. Where this fails, the lease ends by itself.
+    const { log } = this.#o
+    const { job, token } = claim
+    void this.finish({ jobId: job.id, token }, { result: 'HandedBack' }).then(
+      () => this.notify(),
+      (error: unknown) => log.info({ err: error, jobId: job.id }, 'handing back a job that nobody waits for failed'),
+    )
+  }
+
+  /** Gives those that ask again, since an answer was lost, what they were given. */
+  async #lookUp(askers: Asker[]): Promise<void> {
+    const unknown = askers.filter(({ known, gone }) => !known && !gone)
+    const before = await claimedBefore(
+      this.#o.database,
+      unknown.map(({ claimer }) => claimer),
+    )
+    for (const asker of unknown) {
+      asker.known = true
+      const claim = before.get(pollOf(asker.claimer))
+      if (!claim) continue
+      this.#askers = this.#askers.filter((other) => other !== asker)
+      this.#give(asker, claim)
+    }
+  }
+
+  /** `gathers`: those that are new here are noted, and looked up. */
+  async #look(gathers: boolean): Promise<void> {
+    // Index: PRIMARY of ready; locks nothing.
+    if ((await this.#o.database.query('SELECT 1 FROM ready LIMIT 1')).length > 0) return this.notify()
+    if (!gathers) return
+    const unknown = this.#askers.filter(({ known }) => !known)
+    for (let i = 0; i < unknown.length; i += this.#maxBatch) {
+      const batch = unknown.slice(i, i + this.#maxBatch)
+      await this.#hear(batch)
+      await this.#lookUp(batch)
+    }
   }
 
   /** Notes workers that were not noted for a while, before they may hold a lease. */
@@ -152,32 +237,21 @@ export class ClaimBroker {
     for (const { worker } of claimers) this.#heard.set(worker, nowMs)
   }
 
-  /** It was claimed for one who hung up meanwhile. Where this fails, the lease ends by itself. */
-  async #giveBack({ job, token }: Claim): Promise<void> {
-    const { database, log } = this.#o
-    await finish(database, { jobId: job.id, token }, { result: 'HandedBack' }).catch((error: unknown) =>
-      log.info({ err: error, jobId: job.id }, 'handing back a job that nobody waits for failed'),
-    )
-    this.notify()
+  #rejectAskers(askers: Asker[], error: unknown): void {
+    this.#o.log.error({ err: error }, 'claiming for waiting workers failed')
+    for (const asker of askers) asker.reject(error)
   }
 
   #leave(asker: Asker): void {
     asker.gone = true
-    this.#waiting = this.#waiting.filter((other) => other !== asker)
+    this.#askers = this.#askers.filter((other) => other !== asker)
     asker.resolve(undefined)
   }
 
   #expire(nowMs: number): void {
-    const over = new Set(this.#waiting.filter(({ untilMs }) => untilMs <= nowMs))
+    const over = new Set(this.#askers.filter(({ untilMs }) => untilMs <= nowMs))
     if (over.size === 0) return
-    this.#waiting = this.#waiting.filter((asker) => !over.has(asker))
+    this.#askers = this.#askers.filter((asker) => !over.has(asker))
     for (const asker of over) asker.resolve(undefined)
-  }
-
-  /** A hint ends it. New askers don't: many of them are one batch at the next look. */
-  async #pause(ms: number, signal: AbortSignal): Promise<void> {
-    this.#pausing = new AbortController()
-    await this.#o.clock.sleep(ms, AbortSignal.any([signal, this.#pausing.signal])).catch(() => undefined)
-    this.#pausing = undefined
   }
 }

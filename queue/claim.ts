@@ -1,8 +1,8 @@
 import { randomBytes } from 'node:crypto'
 import { Stalled } from '../api/errors.ts'
-import type { Database, Sql, Statement, Transaction } from '../runtime/sql.ts'
-import { end } from './end.ts'
-import { given, type Job, lockJobs, lockReady, nowMs } from './job.ts'
+import type { Sql, Statement } from '../runtime/sql.ts'
+import { findJobs } from './control.ts'
+import { given, type Job, nowMs } from './job.ts'
 
 export interface Claimer {
   worker: string
@@ -24,44 +24,7 @@ export interface Claim {
 /** What a claim fixes for the job, to be kept as JSON. Throws Stalled when the job can't be built: that ends it. */
 export type TargetOf = (job: Job) => unknown
 
-/** The next job, leased to this worker; undefined when there is none. As `hear` and `claimMany` of one. */
-export async function claim(database: Database, claimer: Claimer, targetOf?: TargetOf): Promise<Claim | undefined> {
-  await hear(database, [claimer])
-  const [taken] = await claimMany(database, [claimer], targetOf)
-  return taken
-}
-
-/**
- * The next jobs, one for each claimer as far as they go, in the claimers' order. Asking again with the same pollId gives
- * the same job again, so a lost answer costs nothing. One transaction whatever the number: the commit is what a claim
- * costs. It takes the head of `ready` that nobody else is taking (SKIP LOCKED, READ COMMITTED), then changes by key only.
- */
-export async function claimMany(
-  database: Database,
-  claimers: Claimer[],
-  targetOf: TargetOf = () => null,
-): Promise<(Claim | undefined)[]> {
-  const run = (work: (sql: Transaction) => Promise<Map<string, Claim>>) =>
-    database.transaction(work, { idempotent: true })
-  const claims = await run(async (sql) => {
-    const leased = await leaseNext(sql, claimers, targetOf)
-    const rest = claimers.filter((claimer) => !leased.has(pollOf(claimer)))
-    return new Map([...leased, ...(await claimedBefore(sql, rest))])
-  }).catch((error: unknown) => {
-    if (!isDuplicate(error)) throw error
-    // Somebody asks again, which is rare: only now is it worth looking first.
-    return run(async (sql) => {
-      const before = await claimedBefore(sql, claimers)
-      const waiting = claimers.filter((claimer) => !before.has(pollOf(claimer)))
-      return new Map([...before, ...(await leaseNext(sql, waiting, targetOf))])
-    })
-  })
-  return claimers.map((claimer) => claims.get(pollOf(claimer)))
-}
-
-const pollOf = ({ worker, pollId }: Pick<Claimer, 'worker' | 'pollId'>) => `${worker} ${pollId}`
-
-const isDuplicate = (error: unknown) => (error as { errno?: unknown }).errno === 1062
+export const pollOf = ({ worker, pollId }: Pick<Claimer, 'worker' | 'pollId'>) => `${worker} ${pollId}`
 
 /** Notes that the workers were heard; in the order of their names, so that two batches don't lock each other out. */
 export async function hear(sql: Sql, claimers: Claimer[]): Promise<void> {
@@ -81,52 +44,42 @@ export async function hear(sql: Sql, claimers: Claimer[]): Promise<void> {
   )
 }
 
-async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<string, Claim>> {
+/** What these polls were given when they asked before, by `pollOf`. Index: by_poll of slot, PRIMARY of job. */
+export async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<string, Claim>> {
   if (claimers.length === 0) return new Map()
-  // Index: by_poll.
   const { table, value } = given(
     ['worker', 'poll_id'],
     claimers.map(({ worker, pollId }) => ({ worker, poll_id: pollId })),
   )
-  const rows = await sql.query<{ jobId: number; worker: string; pollId: number }>(
-    `SELECT slot.job_id AS jobId, slot.worker, slot.poll_id AS pollId
+  const rows = await sql.query<{ jobId: number; worker: string; pollId: number; token: string }>(
+    `SELECT slot.job_id AS jobId, slot.worker, slot.poll_id AS pollId, slot.token
      FROM ${table} STRAIGHT_JOIN slot ON slot.worker = given.worker AND slot.poll_id = given.poll_id`,
     [value],
   )
   const ids = rows.map(({ jobId }) => jobId)
-  const jobs = new Map((await lockJobs(sql, ids)).map((job) => [job.id, job]))
+  const jobs = new Map((await findJobs(sql, ids)).map((job) => [job.id, job]))
   return new Map(
     rows.flatMap((row) => {
       const job = jobs.get(row.jobId)
-      const token = job?.worker === row.worker ? job.token : undefined
-      return job && token ? [[pollOf(row), { job, token }]] : []
+      return job?.worker === row.worker ? [[pollOf(row), { job, token: row.token }]] : []
     }),
   )
 }
 
-/**
- * Leases the head of the line to the claimers, in order.
- *
- * @throws ER_DUP_ENTRY when one of the polls has a lease already
- */
-async function leaseNext(sql: Transaction, claimers: Claimer[], targetOf: TargetOf): Promise<Map<string, Claim>> {
-  const leased = new Map<string, Claim>()
-  while (leased.size < claimers.length) {
-    const heads = await lockReady(sql, claimers.length - leased.size)
-    if (heads.length === 0) break
-    const claims: NewLease[] = []
-    const refused: { job: Job; why: Stalled }[] = []
-    for (const job of heads) {
-      const claimer = claimers[leased.size + claims.length] as Claimer
-      const target = targetFor(job, targetOf)
-      if (target instanceof Stalled) refused.push({ job, why: target })
-      else claims.push(newLease(job, claimer, target))
-    }
-    await sql.all([leaveLine(heads), ...(claims.length > 0 ? [giveLeases(claims)] : [])])
-    for (const { job, why } of refused) await end(sql, job, 'Failed', why)
-    for (const { claimer, job, token } of claims) leased.set(pollOf(claimer), { job, token })
+type NewLease = Claim & { claimer: Claimer; target: string }
+
+/** The head of the line to the claimers, in order; `refused` are those that can't be built. */
+export function newLeases(heads: Job[], claimers: Claimer[], targetOf: TargetOf) {
+  const leases: NewLease[] = []
+  const refused: { job: Job; why: Stalled }[] = []
+  for (const job of heads) {
+    const claimer = claimers[leases.length]
+    if (!claimer) break
+    const target = targetFor(job, targetOf)
+    if (target instanceof Stalled) refused.push({ job, why: target })
+    else leases.push(newLease(job, claimer, target))
   }
-  return leased
+  return { leases, refused }
 }
 
 function targetFor(job: Job, targetOf: TargetOf): string | Stalled {
@@ -138,8 +91,6 @@ function targetFor(job: Job, targetOf: TargetOf): string | Stalled {
   }
 }
 
-type NewLease = Claim & { claimer: Claimer; target: string }
-
 const newLease = (job: Job, claimer: Claimer, target: string): NewLease => ({
   claimer,
   target,
@@ -148,7 +99,7 @@ const newLease = (job: Job, claimer: Claimer, target: string): NewLease => ({
 })
 
 /** Index: PRIMARY of ready. */
-function leaveLine(jobs: Job[]): Statement {
+export function lineLeft(jobs: Job[]): Statement {
   const { table, value } = given(
     ['priority', 'created_at_ms', 'job_id'],
     jobs.map((job) => ({ priority: -job.priority, created_at_ms: job.createdAtMs, job_id: job.id })),
@@ -161,7 +112,7 @@ function leaveLine(jobs: Job[]): Statement {
 }
 
 /** Index: by_job of slot. */
-function giveLeases(claims: NewLease[]): Statement {
+export function leasesGiven(claims: NewLease[]): Statement {
   const { table, value } = given(
     ['job_id', 'worker', 'token', 'poll_id', 'target'],
     claims.map(({ job, claimer, token, target }) => ({

@@ -90,8 +90,8 @@ export async function jobOfCommit(
 }
 
 /** Jobs by their ids. Index: PRIMARY. */
-export async function findJobs(database: Database, ids: number[]): Promise<Job[]> {
-  return ids.length === 0 ? [] : selectJobs(database, 'job.id IN (?) ORDER BY job.id', [ids])
+export async function findJobs(sql: Sql, ids: number[]): Promise<Job[]> {
+  return ids.length === 0 ? [] : selectJobs(sql, 'job.id IN (?) ORDER BY job.id', [ids])
 }
 
 /** The places of the first `limit` in line, from 1, by `namespace/name`. Index: PRIMARY of ready and of job. */

@@ -14,5 +14,5 @@ export async function end(
        finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs} WHERE id = ?`,
     [phase, why.code ?? null, why.message ?? null, job.worker, job.startedAtMs, job.target, job.id],
   )
-  await release(sql, [job])
+  await release(sql, job)
 }

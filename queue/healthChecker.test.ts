@@ -7,11 +7,12 @@ import { FakeClock } from '../runtime/clock.fake.ts'
 import { createLogger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
 import { Database } from '../runtime/sql.ts'
-import { claim, hear } from './claim.ts'
+import { hear } from './claim.ts'
 import { findJob } from './control.ts'
 import { enqueue } from './enqueue.ts'
 import { HealthChecker } from './healthChecker.ts'
 import { heartbeat } from './lease.ts'
+import { claim, finish } from './turn.ts'
 
 const test = suite('health checker')
 const server = await startDatabase({ own: true })
@@ -25,7 +26,6 @@ const never = new AbortController().signal
 let clock = new FakeClock()
 /** What each worker answers to a probe; one that isn't here doesn't. */
 let answers = new Map<string, Omit<ProbeAnswer, 'worker'>>()
-let alarms: string[] = []
 let checker: HealthChecker
 
 test.before.each(async () => {
@@ -33,7 +33,6 @@ test.before.each(async () => {
     await database.execute(`DELETE FROM ${table}`)
   clock = new FakeClock()
   answers = new Map()
-  alarms = []
   checker = new HealthChecker({
     database,
     log: createLogger('test', 'silent'),
@@ -42,7 +41,6 @@ test.before.each(async () => {
     leaseMs,
     intervalMs,
     alarmMs: 1000,
-    onAlarm: (worker) => alarms.push(worker),
     async probe(worker) {
       const answer = answers.get(worker.name)
       if (!answer) throw new Error('no answer')
@@ -190,18 +188,45 @@ test('a job that lost three workers fails', async () => {
   assert.equal([job?.phase, job?.code], ['Failed', 'WorkerLost'])
 })
 
-test('what answers is seen, and what is silent too long raises one alarm', async () => {
+test('what answers is seen, and what was not for the alarm’s time is silent', async () => {
   await hear(database, [asking('old', 1), asking('new', 1)])
   await database.execute(
     `UPDATE worker SET last_seen_ms = (SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)) - 5000`,
   )
   answers.set('new', { lastPollId: 0, held: [] })
-  await rounds(2 * intervalMs)
-  assert.equal(alarms, ['old'])
+  await rounds(leaseMs)
+  assert.equal(checker.silent, ['old'])
   const [row] = await database.query<{ silent: number }>(
     "SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) - last_seen_ms AS silent FROM worker WHERE name = 'new'",
   )
   assert.ok((row?.silent ?? 1e9) < 4000)
+  answers.set('old', { lastPollId: 0, held: [] })
+  await rounds(0)
+  assert.equal(checker.silent, [])
+})
+
+test('after an outage nobody is silent before they could be heard for a whole lease', async () => {
+  await hear(database, [asking('w1', 1)])
+  await database.execute('UPDATE worker SET last_seen_ms = last_seen_ms - 3600000')
+  await rounds(leaseMs - intervalMs)
+  assert.is(checker.silent, undefined)
+  await rounds(intervalMs)
+  assert.equal(checker.silent, ['w1'])
+  await clock.advance(leaseMs)
+  await rounds(0)
+  assert.is(checker.silent, undefined)
+})
+
+test('a worker that was silent for a day is forgotten, unless it holds a job', async () => {
+  const held = await take('busy')
+  await hear(database, [asking('idle', 1)])
+  await database.execute('UPDATE worker SET last_seen_ms = last_seen_ms - 90000000')
+  await rounds(0)
+  const names = async () => (await database.query<{ name: string }>('SELECT name FROM worker')).map(({ name }) => name)
+  assert.equal(await names(), ['busy'])
+  await finish(database, held, { result: 'HandedBack' })
+  await rounds(0)
+  assert.equal(await names(), [])
 })
 
 test.after(async () => {

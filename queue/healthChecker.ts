@@ -1,11 +1,12 @@
 import type { ProbeAnswer } from '../api/workerApi.ts'
 import { type Clock, systemClock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
-import type { Metrics } from '../runtime/metrics.ts'
+import type { Gauge, Metrics } from '../runtime/metrics.ts'
 import type { Database } from '../runtime/sql.ts'
 import { nowMs } from './job.ts'
 import { heartbeatMany, type LeaseRow, leases as readLeases, requeueLost } from './lease.ts'
 import { probeWorker } from './probe.ts'
+import { forget } from './workers.ts'
 
 export interface HealthCheckerOptions {
   database: Database
@@ -17,9 +18,8 @@ export interface HealthCheckerOptions {
   leaseMs: number
   /** Between two rounds. Default: 5 s. */
   intervalMs?: number
-  /** A worker that was silent so long raises an alarm. Default: 30 min. */
+  /** Silence that is an alarm. Default: 30 min. */
   alarmMs?: number
-  onAlarm?: (worker: string, silentMs: number) => void
   /** A job went back to the queue, or failed as WorkerLost. */
   onLost?: (jobId: number) => void
 }
@@ -45,6 +45,9 @@ const maxBatch = 1000
  *  - otherwise, when neither heartbeat nor probe showed the job for a whole lease through which this checker and the
  *    database were up. A round that failed, came late or waited for the database starts that time anew: after an outage
  *    nobody is dead.
+ *
+ * For the same reason nobody is called silent before a whole lease without an outage: a worker that could not be heard
+ * asks for a job in that time.
  */
 export class HealthChecker {
   readonly #options: HealthCheckerOptions
@@ -53,11 +56,21 @@ export class HealthChecker {
   #watched = new Map<string, { seenAtMs: number; since: number }>()
   /** When leases were last judged. */
   #lastRound: number | undefined
-  readonly #alarmed = new Set<string>()
+  /** Since when every round was in time. */
+  #upSince = 0
+  #silent: string[] | undefined
+
+  readonly #gauge: Gauge
 
   constructor(options: HealthCheckerOptions) {
     this.#options = options
     this.#clock = options.clock ?? systemClock
+    this.#gauge = options.metrics.gauge('silent_workers', 'Workers silent for longer than the alarm threshold.')
+  }
+
+  /** Names of workers that were silent for longer than `alarmMs` at the last round; undefined while that isn't known. */
+  get silent(): string[] | undefined {
+    return this.#silent
   }
 
   async run(signal: AbortSignal): Promise<void> {
@@ -67,10 +80,14 @@ export class HealthChecker {
     while (!signal.aborted) {
       await this.round(signal).catch((error: unknown) => {
         this.#lastRound = undefined
+        this.#silent = undefined
         if (!signal.aborted) log.error({ err: error }, 'health check failed')
       })
       await this.#clock.sleep(intervalMs, signal).catch(() => undefined)
     }
+    this.#silent = undefined
+    // Who leads next says it.
+    this.#gauge.remove()
   }
 
   /** One round over all workers and leases. */
@@ -80,7 +97,7 @@ export class HealthChecker {
     // This process slept, or the database did not answer: what was watched before says nothing.
     // A third of a lease is one heartbeat: less than that can't hide that a worker is there.
     const slackMs = leaseMs / 3
-    if (this.#lastRound === undefined || began - this.#lastRound > intervalMs + slackMs) this.#watched.clear()
+    if (this.#lastRound === undefined || began - this.#lastRound > intervalMs + slackMs) this.#begin(began)
     const probedAtMs = await database.now()
     const workers = await database.query<WorkerRow>(
       'SELECT name, probe_url AS probeUrl, probe_secret AS probeSecret, last_seen_ms AS lastSeenMs FROM worker',
@@ -92,13 +109,19 @@ export class HealthChecker {
     const leases = await readLeases(database)
     // One moment for all: while one lease is written, the next doesn't grow older.
     const now = this.#clock.monotonic()
-    if (asked - began + now - answered > slackMs) this.#watched.clear()
+    if (asked - began + now - answered > slackMs) this.#begin(now)
     this.#lastRound = now
     const rest = await this.#renew(leases, answers, now)
     for (const lease of rest) await this.#judge(lease, answers.get(lease.worker), { probedAtMs, now })
     const tokens = new Set(leases.map(({ token }) => token))
     for (const token of this.#watched.keys()) if (!tokens.has(token)) this.#watched.delete(token)
-    await this.#alarms(workers, answers, leases)
+    await this.#lookForSilent(workers, answers)
+  }
+
+  /** What was seen before this moment of the monotonic clock says nothing. */
+  #begin(at: number): void {
+    this.#watched.clear()
+    this.#upSince = at
   }
 
   async #probeAll(workers: WorkerRow[], signal: AbortSignal): Promise<Map<string, ProbeAnswer>> {
@@ -161,26 +184,18 @@ export class HealthChecker {
     onLost?.(lease.jobId)
   }
 
-  async #alarms(workers: WorkerRow[], answers: Map<string, ProbeAnswer>, leases: LeaseRow[]): Promise<void> {
-    const { alarmMs = 1_800_000, database, log, metrics, onAlarm } = this.#options
+  async #lookForSilent(workers: WorkerRow[], answers: Map<string, ProbeAnswer>): Promise<void> {
+    const { alarmMs = 1_800_000, database, leaseMs } = this.#options
     const now = await database.now()
-    let silent = 0
-    for (const { name, lastSeenMs } of workers) {
-      const silentMs = answers.has(name) ? 0 : now - lastSeenMs
-      if (silentMs > forgetMs && !leases.some(({ worker }) => worker === name)) {
-        await database.execute('DELETE FROM worker WHERE name = ?', [name])
-        continue
-      }
-      if (silentMs <= alarmMs) {
-        this.#alarmed.delete(name)
-        continue
-      }
-      silent++
-      if (this.#alarmed.has(name)) continue
-      this.#alarmed.add(name)
-      log.error({ worker: name, silentMs }, 'worker is silent')
-      onAlarm?.(name, silentMs)
+    const silentMs = ({ name, lastSeenMs }: WorkerRow) => (answers.has(name) ? 0 : now - lastSeenMs)
+    const dead = workers.filter((worker) => silentMs(worker) > forgetMs).map(({ name }) => name)
+    const forgotten = new Set(await forget(database, dead))
+    if (this.#clock.monotonic() - this.#upSince < leaseMs) {
+      this.#silent = undefined
+      return
     }
-    metrics.gauge('silent_workers', 'Workers silent for longer than the alarm threshold.').set(silent)
+    const silent = workers.filter((worker) => silentMs(worker) > alarmMs && !forgotten.has(worker.name))
+    this.#silent = silent.map(({ name }) => name)
+    this.#gauge.set(silent.length)
   }
 }

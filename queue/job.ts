@@ -13,7 +13,7 @@
  */
 import type { BuildJobPhase } from '../api/buildJob.ts'
 import type { ErrorCode } from '../api/errors.ts'
-import type { Sql } from '../runtime/sql.ts'
+import type { Row, Sql, Statement } from '../runtime/sql.ts'
 
 /** A job, with what its lease says while it runs. Times are Unix milliseconds of the server's clock. */
 export interface Job {
@@ -68,36 +68,36 @@ export interface HeldJob extends Job {
   finishedToken: string | null
 }
 
-/** A job and its slot, locked until the transaction ends. Index: PRIMARY of job, by_job of slot. */
+/** Locks jobs and their slots, in the order of their ids, until the transaction ends; for `jobsOf`. */
+export const jobsLocked = (ids: number[]): Statement => [
+  // Index: PRIMARY of job, by_job of slot.
+  `SELECT ${columns}, slot.token, finished_token AS finishedToken
+   FROM job LEFT JOIN slot ON slot.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
+  [ids],
+]
+
+/** Locks the first jobs in line that nobody else has locked, in order, in `ready` and in `job`; for `jobsOf`. */
+export const readyLocked = (limit: number): Statement => [
+  // Index: PRIMARY of ready, whose order it is, so that LIMIT bounds what is locked; PRIMARY of job. Of a job that is
+  // ready the slot says nothing: not joined, not locked.
+  `SELECT ${columns.replaceAll(/slot\.\w+/g, 'NULL')}, NULL AS token, finished_token AS finishedToken
+   FROM ready FORCE INDEX (PRIMARY) STRAIGHT_JOIN job ON job.id = ready.job_id
+   ORDER BY ready.priority, ready.created_at_ms, ready.job_id LIMIT ? FOR UPDATE SKIP LOCKED`,
+  [limit],
+]
+
+/** What `jobsLocked` or `readyLocked` was answered. */
+export const jobsOf = (rows: Row[] = []): HeldJob[] =>
+  (rows as unknown as (JobRow & Pick<HeldJob, 'token' | 'finishedToken'>)[]).map((row) => ({ ...row, ...fromRow(row) }))
+
+/** A job and its slot, locked until the transaction ends. */
 export async function lockJob(sql: Sql, id: number): Promise<HeldJob | undefined> {
   return (await lockJobs(sql, [id]))[0]
 }
 
-/** Jobs and their slots, locked in the order of their ids until the transaction ends. Index: as `lockJob`. */
+/** Jobs and their slots, locked until the transaction ends. */
 export async function lockJobs(sql: Sql, ids: number[]): Promise<HeldJob[]> {
-  if (ids.length === 0) return []
-  const rows = await sql.query<JobRow & Pick<HeldJob, 'token' | 'finishedToken'>>(
-    `SELECT ${columns}, slot.token, finished_token AS finishedToken
-     FROM job LEFT JOIN slot ON slot.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
-    [ids],
-  )
-  return rows.map((row) => ({ ...row, ...fromRow(row) }))
-}
-
-/**
- * The first jobs in line that nobody else has locked, in order; each is locked in `ready` and in `job`.
- *
- * Index: PRIMARY of ready, whose order it is, so that LIMIT bounds what is locked; PRIMARY of job.
- */
-export async function lockReady(sql: Sql, limit: number): Promise<Job[]> {
-  // Of a job that is ready the slot says nothing: not joined, not locked.
-  const rows = await sql.query<JobRow>(
-    `SELECT ${columns.replaceAll(/slot\.\w+/g, 'NULL')}
-     FROM ready FORCE INDEX (PRIMARY) STRAIGHT_JOIN job ON job.id = ready.job_id
-     ORDER BY ready.priority, ready.created_at_ms, ready.job_id LIMIT ? FOR UPDATE SKIP LOCKED`,
-    [limit],
-  )
-  return rows.map(fromRow)
+  return ids.length === 0 ? [] : jobsOf(await sql.query(...jobsLocked(ids)))
 }
 
 /** Jobs by any condition on an index of `job`. */

@@ -1,13 +1,13 @@
 import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
-import type { Database, Sql, Statement, Transaction } from '../runtime/sql.ts'
+import type { Database, Sql } from '../runtime/sql.ts'
 import { end } from './end.ts'
-import { given, type HeldJob, type Job, lockJob, lockJobs, nowMs } from './job.ts'
-import { lockPipeline, place, release } from './slots.ts'
+import { given, type Job, lockJob, nowMs } from './job.ts'
+import { lockPipeline, place } from './slots.ts'
 
 const maxLostWorkers = 3
 
-const refusal = ({ jobId }: JobClaim) => new Fenced(`job ${jobId}: the token is not the latest`)
+export const refusal = ({ jobId }: JobClaim) => new Fenced(`job ${jobId}: the token is not the latest`)
 
 /** Locks job and lease when the token is the latest. Throws Fenced. */
 async function holding(sql: Sql, claim: JobClaim): Promise<Job> {
@@ -61,89 +61,8 @@ export async function recordUpload(database: Database, claim: JobClaim, facts: u
   })
 }
 
-export type Outcome =
-  | { result: 'Built' }
-  | { result: 'Failed'; code: string; message: string }
-  | { result: 'HandedBack' }
-
-export interface Finish {
-  claim: JobClaim
-  outcome: Outcome
-}
-
-/** Ends the lease with what came of it. Repeating a finish that was accepted is fine. Throws Fenced. */
-export async function finish(database: Database, claim: JobClaim, outcome: Outcome): Promise<void> {
-  const [refusal] = await finishMany(database, [{ claim, outcome }])
-  if (refusal) throw refusal
-}
-
-/** Ends many leases in one transaction; for each that is refused, why. */
-export function finishMany(database: Database, finishes: Finish[]): Promise<(Fenced | undefined)[]> {
-  return database.transaction(
-    async (sql) => {
-      const ids = finishes.map(({ claim }) => claim.jobId)
-      const jobs = new Map((await lockJobs(sql, ids)).map((job) => [job.id, job]))
-      const accepted: Accepted[] = []
-      const refusals = finishes.map(({ claim, outcome }) => {
-        const job = jobs.get(claim.jobId)
-        if (job?.finishedToken === claim.token) return undefined
-        if (job?.token !== claim.token) return refusal(claim)
-        if (outcome.result === 'Built' && job.facts === null)
-          return new Fenced(`job ${claim.jobId}: nothing was uploaded under this token`)
-        job.finishedToken = claim.token
-        accepted.push({ job, outcome })
-        return undefined
-      })
-      await endLeases(sql, accepted)
-      return refusals
-    },
-    { idempotent: true },
-  )
-}
-
-interface Accepted {
-  job: HeldJob
-  outcome: Outcome
-}
-
-async function endLeases(sql: Transaction, accepted: Accepted[]): Promise<void> {
-  const isOver = ({ job, outcome }: Accepted) => outcome.result !== 'HandedBack' || job.cancel
-  const over = accepted.filter(isOver)
-  const jobs = over.map(({ job }) => job)
-  await release(sql, jobs, over.length > 0 ? recordEnds(over) : [])
-  for (const one of accepted) if (!isOver(one)) await putBack(sql, one.job, 'handed_back')
-}
-
-/** Index: by_job of slot, PRIMARY of job and of replicating. */
-function recordEnds(over: Accepted[]): Statement[] {
-  const { table, value } = given(
-    ['job_id', 'token', 'phase', 'code', 'message'],
-    over.map(({ job, outcome }) => ({ job_id: job.id, token: job.token, ...endOf(outcome) })),
-  )
-  const built = over.filter(({ outcome }) => outcome.result === 'Built').map(({ job }) => [job.id])
-  return [
-    // The lease's own words of who and when are kept with the job.
-    [
-      `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id STRAIGHT_JOIN job ON job.id = given.job_id
-       SET job.phase = given.phase, job.code = given.code, job.message = given.message, job.finished_token = given.token,
-         job.worker = slot.worker, job.started_at_ms = slot.claimed_at_ms, job.target = slot.target,
-         job.finished_at_ms = IF(given.phase = 'Replicating', NULL, ${nowMs}), job.updated_at_ms = ${nowMs}`,
-      [value],
-    ],
-    ...(built.length > 0 ? [['INSERT INTO replicating (job_id) VALUES ?', [built]] satisfies Statement] : []),
-  ]
-}
-
-function endOf(outcome: Outcome) {
-  if (outcome.result === 'Built') return { phase: 'Replicating', code: null, message: null }
-  if (outcome.result === 'HandedBack')
-    return { phase: 'Cancelled', code: 'Cancelled', message: 'cancelled while its worker stopped' }
-  const { code, message } = outcome
-  return { phase: code === 'Cancelled' ? 'Cancelled' : 'Failed', code, message: message.slice(0, 4096) }
-}
-
 /** A running job goes back to its place in the line; its facts are those of an upload that no longer counts. */
-async function putBack(sql: Sql, job: Job, count: 'handed_back' | 'lost_workers'): Promise<void> {
+export async function putBack(sql: Sql, job: Job, count: 'handed_back' | 'lost_workers'): Promise<void> {
   await sql.execute(`UPDATE job SET facts = NULL, ${count} = ${count} + 1, updated_at_ms = ${nowMs} WHERE id = ?`, [
     job.id,
   ])

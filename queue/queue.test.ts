@@ -5,11 +5,11 @@ import { Fenced } from '../api/errors.ts'
 import { startDatabase } from '../hack/parts/database.ts'
 import { until } from '../hack/parts/process.ts'
 import { Database } from '../runtime/sql.ts'
-import { claim } from './claim.ts'
 import { cancel, findJob, markSucceeded, positions, setPriority } from './control.ts'
 import { enqueue } from './enqueue.ts'
-import { finish, heartbeat, recordUpload, requeueLost } from './lease.ts'
+import { heartbeat, recordUpload, requeueLost } from './lease.ts'
 import { appendLog, readLog } from './log.ts'
+import { claim, finish } from './turn.ts'
 
 const test = suite('queue')
 const server = await startDatabase()

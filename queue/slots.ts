@@ -13,6 +13,7 @@ export async function place(sql: Sql, job: Placed, maxJobs: number): Promise<'re
   if (!taken.some(({ jobId }) => jobId === id)) {
     const [free] = freeSlots(taken, maxJobs)
     if (free === undefined) {
+      await sql.execute('UPDATE pipeline SET waits = TRUE WHERE namespace = ? AND name = ?', [namespace, pipeline])
       await sql.execute(
         'INSERT INTO blocked (namespace, pipeline, priority, created_at_ms, job_id) VALUES (?, ?, ?, ?, ?)',
         [namespace, pipeline, -job.priority, job.createdAtMs, id],
@@ -53,49 +54,46 @@ export async function lockPipeline(sql: Sql, job: Pick<Job, 'namespace' | 'pipel
   return row?.maxJobs ?? 1
 }
 
-/**
- * Frees the slots of jobs that are over, and with them their leases, after what `first` does, and gives them to those of
- * their pipelines that wait. Locks the pipelines' rows, in the order of their names.
- */
-export async function release(sql: Transaction, jobs: Placed[], first: Statement[] = []): Promise<void> {
-  if (jobs.length === 0) return
-  const pipelines = pipelinesOf(jobs)
-  const one = '(pipeline.namespace = ? AND name = ?)'
-  const theirs = `FROM pipeline WHERE (${pipelines.map(() => one).join(' OR ')})`
-  const values = pipelines.flatMap(({ namespace, pipeline }) => [namespace, pipeline])
-  const answers = await sql.all([
-    ...first,
-    // Not joined with given rows: MySQL would lock those too, and refuses to.
-    [`SELECT name ${theirs} ORDER BY namespace, name FOR UPDATE`, values],
-    // Index: by_job.
-    ['DELETE FROM slot WHERE job_id IN (?)', [jobs.map(({ id }) => id)]],
-    // Index: PRIMARY of both, one look each. Not EXISTS, which the server may turn into a join over all that wait.
-    [
-      `SELECT pipeline.namespace, name AS pipeline, max_jobs AS maxJobs ${theirs} AND 1 =
-         (SELECT 1 FROM blocked WHERE blocked.namespace = pipeline.namespace AND blocked.pipeline = name LIMIT 1)`,
-      values,
-    ],
-  ])
-  for (const row of answers.at(-1) ?? [])
-    await promote(sql, row as { namespace: string; pipeline: string; maxJobs: number })
+/** A pipeline whose row is locked. */
+export interface LockedPipeline {
+  namespace: string
+  pipeline: string
+  maxJobs: number
+  /** Some of its jobs may wait for a slot. */
+  waits: number
 }
 
-/** Each once. */
-function pipelinesOf(jobs: Placed[]): { namespace: string; pipeline: string }[] {
-  const byName = new Map(jobs.map(({ namespace, pipeline }) => [`${namespace}/${pipeline}`, { namespace, pipeline }]))
-  return [...byName.values()]
+/** Locks the jobs' pipelines, in the order of their names; each as a LockedPipeline. */
+export const pipelinesLocked = (jobIds: number[]): Statement => [
+  // Index: PRIMARY of job and of pipeline. The limit has the order kept; it is no limit.
+  `SELECT pipeline.namespace, pipeline.name AS pipeline, max_jobs AS maxJobs, waits
+   FROM (SELECT DISTINCT namespace, pipeline FROM job WHERE id IN (?) ORDER BY namespace, pipeline LIMIT 100000) AS theirs
+   STRAIGHT_JOIN pipeline ON pipeline.namespace = theirs.namespace AND pipeline.name = theirs.pipeline FOR UPDATE`,
+  [jobIds],
+]
+
+/** Frees the slots of jobs that are over, and with them their leases. Index: by_job. */
+export const slotsFreed = (jobIds: number[]): Statement => ['DELETE FROM slot WHERE job_id IN (?)', [jobIds]]
+
+/** Frees the slot of a job that is over, for the next of its pipeline. */
+export async function release(sql: Transaction, { id }: Pick<Job, 'id'>): Promise<void> {
+  const [pipelines = []] = await sql.all([pipelinesLocked([id]), slotsFreed([id])])
+  for (const pipeline of pipelines) await promote(sql, pipeline as unknown as LockedPipeline)
 }
 
 /** Gives a pipeline's free slots to its jobs that wait, first come first. */
-async function promote(sql: Sql, of: { namespace: string; pipeline: string; maxJobs: number }): Promise<void> {
-  const { namespace, pipeline, maxJobs } = of
+export async function promote(sql: Sql, { namespace, pipeline, maxJobs, waits }: LockedPipeline): Promise<void> {
+  if (!waits) return
   const waiting = await sql.query<{ priority: number; created_at_ms: number; job_id: number }>(
     // Index: PRIMARY (namespace, pipeline, priority, created_at_ms, job_id).
     `SELECT priority, created_at_ms, job_id FROM blocked
      WHERE namespace = ? AND pipeline = ? ORDER BY priority, created_at_ms, job_id LIMIT ?`,
     [namespace, pipeline, maxJobs],
   )
-  if (waiting.length === 0) return
+  if (waiting.length === 0) {
+    await sql.execute('UPDATE pipeline SET waits = FALSE WHERE namespace = ? AND name = ?', [namespace, pipeline])
+    return
+  }
   const free = freeSlots(await takenSlots(sql, { namespace, pipeline }), maxJobs)
   const next = waiting.slice(0, free.length)
   if (next.length === 0) return

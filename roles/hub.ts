@@ -19,6 +19,8 @@ import { registerLogRoute } from '../controllers/buildJob/logRoute.ts'
 import { registerWorkerRoutes } from '../controllers/buildJob/routes.ts'
 import { replicatingJobs, targetOf } from '../controllers/buildJob/target.ts'
 import { configRepoController } from '../controllers/configRepo/controller.ts'
+import { WorkersController } from '../controllers/deployment/controller.ts'
+import { registerWorkersRoute } from '../controllers/deployment/workersRoute.ts'
 import { GoalStateController } from '../controllers/goalState/controller.ts'
 import { IndexWriter } from '../controllers/goalState/indexWriter.ts'
 import { RegionalGoals } from '../controllers/goalState/regional.ts'
@@ -28,7 +30,7 @@ import { registerWebhook } from '../controllers/pipeline/webhook.ts'
 import { RegionController } from '../controllers/region/controller.ts'
 import { RegionDirectory } from '../controllers/region/directory.ts'
 import { registerRegionRoutes } from '../controllers/region/routes.ts'
-import { ClaimBroker } from '../queue/broker.ts'
+import { Broker } from '../queue/broker.ts'
 import { HealthChecker } from '../queue/healthChecker.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
 import { Cluster, type Selection } from '../runtime/cluster.ts'
@@ -62,6 +64,15 @@ const settings = {
   healthInterval: spanMs('5s'),
   /** A worker silent so long raises an alarm. */
   alarm: spanMs('30m'),
+  /** Where alarms are posted, and what signs them. */
+  alarmWebhook: z.url().optional(),
+  alarmSecret: z.string().optional(),
+  /** How long a job should wait for a worker, how long one takes to come, and how long it is kept unused. */
+  scaleTargetWait: spanMs('30s'),
+  scaleStart: spanMs('45s'),
+  scaleCoolDown: spanMs('3m'),
+  /** Between two looks at the workers. */
+  scaleInterval: spanMs('5s'),
   /** How soon an idle worker asks again. */
   claimHold: spanMs('10s'),
   /** Regions grant for 60 s after an index. */
@@ -110,7 +121,10 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   const common = { cluster, log, metrics, clock, events }
 
   const buildJobController = new BuildJobController({ ...common, database: builds, buildJobs, pipeline })
-  const broker = new ClaimBroker({ database: builds, clock, log, targetOf: targetOf({ pipeline, regions: directory }) })
+  const broker = new Broker({
+    ...{ database: builds, clock, log, metrics },
+    targetOf: targetOf({ pipeline, regions: directory }),
+  })
   const queued = () => {
     buildJobController.notify()
     broker.notify()
@@ -146,6 +160,28 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   goalRevisions.onChange((_key, revision) => {
     if (revision) goalStateController.notify(`${revision.metadata.namespace}/${revision.spec.goalRef}`)
   })
+  const healthChecker = new HealthChecker({
+    ...common,
+    database: builds,
+    leaseMs: options.lease,
+    intervalMs: options.healthInterval,
+    alarmMs: options.alarm,
+    onLost: queued,
+  })
+  const workersController = new WorkersController({
+    ...common,
+    database: builds,
+    namespace: options.namespace,
+    policy: {
+      targetWaitMs: options.scaleTargetWait,
+      startMs: options.scaleStart,
+      coolDownMs: options.scaleCoolDown,
+    },
+    alarmMs: options.alarm,
+    silent: () => healthChecker.silent,
+    webhook: options.alarmWebhook ? { url: options.alarmWebhook, secret: options.alarmSecret } : undefined,
+    intervalMs: options.scaleInterval,
+  })
   const controllers = [
     buildJobController,
     artifactController,
@@ -154,14 +190,8 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     goalStateController,
     pipelineController({ ...common, database: builds, pipelines, readSecret, onChange: queued }),
     configRepoController({ ...common, configRepos }),
-    new HealthChecker({
-      ...common,
-      database: builds,
-      leaseMs: options.lease,
-      intervalMs: options.healthInterval,
-      alarmMs: options.alarm,
-      onLost: queued,
-    }),
+    healthChecker,
+    workersController,
   ]
 
   const running = [...reflectors.map((reflector) => reflector.run(signal)), broker.run(signal)]
@@ -192,7 +222,15 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     tokens,
     onChange: (changed) => artifactController.notify(changed),
   })
-  registerLogRoute(server, { cluster, database: builds, tokens: new TokenReviewer(cluster, undefined) })
+  const people = new TokenReviewer(cluster, undefined)
+  registerLogRoute(server, { cluster, database: builds, tokens: people })
+  registerWorkersRoute(server, {
+    cluster,
+    database: builds,
+    tokens: people,
+    namespace: options.namespace,
+    alarmMs: options.alarm,
+  })
   const { url } = await listen(server, options.listen)
   stack.defer(() => server.close())
   log.info({ url }, 'listening')

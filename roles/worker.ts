@@ -20,11 +20,15 @@ const settings = {
   probeUrl: z.url().optional(),
   /** How long a running build may go on after SIGTERM, before it is handed back. */
   grace: spanMs('0s'),
+  /** The first part of its name; the Pod's. Default: the host's. */
+  workerName: z.string().max(100).optional(),
+  /** Its size: the class of its Deployment. */
+  class: z.string().max(63).default('standard'),
 }
 
 /** `shoal worker`. */
 export async function workerRole(log: Logger, signal: AbortSignal): Promise<void> {
-  const { hubUrl, hubCa, tokenFile, workspace, listen, probeUrl, grace } = readSettings(settings)
+  const { hubUrl, hubCa, tokenFile, workspace, listen, probeUrl, grace, ...its } = readSettings(settings)
   await using hub = new ApiClient({
     baseUrl: hubUrl,
     ca: hubCa === undefined ? undefined : readFileSync(hubCa, 'utf8'),
@@ -37,6 +41,8 @@ export async function workerRole(log: Logger, signal: AbortSignal): Promise<void
     log,
     metrics: new Metrics(),
     graceMs: grace,
+    host: its.workerName,
+    class: its.class,
   })
   await worker.run(signal)
 }

@@ -164,7 +164,7 @@ export class Cluster implements AsyncDisposable {
 
   patch<T = AnyObject>(
     resource: Resource,
-    at: { namespace?: string | undefined; name: string; subresource?: 'status' },
+    at: { namespace?: string | undefined; name: string; subresource?: 'status' | 'scale' },
     body: unknown,
     type: 'merge' | 'json' = 'merge',
   ): Promise<T> {

@@ -19,6 +19,8 @@ export interface Sql {
 export interface Transaction extends Sql {
   /** Several statements in one round trip, up to the first that fails. Gives the rows of each; none of a change. */
   all(statements: Statement[]): Promise<Row[][]>
+  /** As `all`, with the transaction's COMMIT behind them: nothing may follow. */
+  commitWith(statements: Statement[]): Promise<void>
 }
 
 interface DatabaseOptions {
@@ -126,15 +128,22 @@ export class Database implements Sql, AsyncDisposable {
         )
         return whole.length === 1 ? [result] : (result as unknown[]).slice(whole.length - statements.length)
       }
+      let committed = false
       const one = async (sql: string, values: SqlValue[] = []) => (await all([[sql, values]]))[0]
       try {
         const result = await work({
           query: async <R>(sql: string, values?: SqlValue[]) => (await one(sql, values)) as R[],
           execute: async (sql, values) => (await one(sql, values)) as mysql.ResultSetHeader,
           all: async (statements) => (await all(statements)).map((rows) => (Array.isArray(rows) ? rows : [])),
+          commitWith: async (statements) => {
+            progress.committing = true
+            // The first that fails is the last that is run.
+            await all([...statements, ['COMMIT', []]])
+            committed = true
+          },
         })
         progress.committing = true
-        await this.#run(connection, 'COMMIT')
+        if (!committed) await this.#run(connection, 'COMMIT')
         return result
       } catch (error) {
         // A connection that may not roll back is not given to anybody else.

@@ -36,6 +36,10 @@ export interface WorkerOptions {
   metrics: Metrics
   /** Unique per process. Default: host, process id and a random part. */
   name?: string
+  /** On Kubernetes, the Pod's name, by which the hub finds it. Default: the host's name. */
+  host?: string | undefined
+  /** Its size. Default: standard. */
+  class?: string | undefined
   clock?: Clock
   /** When root: builds run as a user of these. Default: 256 from 20000. */
   buildUids?: { first: number; count: number }
@@ -47,6 +51,7 @@ export interface WorkerOptions {
 const finishMs = 10 * 60_000
 /** The same, once the worker is to stop. */
 const farewellMs = 10_000
+const leaveMs = 2000
 
 export class Worker {
   readonly #options: WorkerOptions
@@ -59,7 +64,8 @@ export class Worker {
   constructor(options: WorkerOptions) {
     this.#options = options
     this.#clock = options.clock ?? systemClock
-    this.#name = options.name ?? `${hostname().slice(0, 100)}-${process.pid}-${randomBytes(4).toString('hex')}`
+    const host = (options.host ?? hostname()).slice(0, 100)
+    this.#name = options.name ?? `${host}-${process.pid}-${randomBytes(4).toString('hex')}`
     this.#poller = new Poller({ hub: options.hub, clock: this.#clock, log: options.log })
   }
 
@@ -71,7 +77,8 @@ export class Worker {
     const server = this.#server()
     const { url } = await listen(server, probe)
     log.info({ worker: this.#name, url, uid: user.uid }, 'listening')
-    const claimer = { worker: this.#name, probeUrl: probe.url ?? url, probeSecret: this.#probeSecret }
+    const identity = { worker: this.#name, probeSecret: this.#probeSecret }
+    const claimer = { ...identity, probeUrl: probe.url ?? url, class: this.#options.class }
     try {
       while (!signal.aborted) {
         const claimed = await this.#poller.next(claimer, signal, (job) => {
@@ -80,6 +87,10 @@ export class Worker {
         if (claimed) await this.#work(claimed, { workspace, uid: user.uid, signal })
       }
     } finally {
+      // A hub that doesn't hear it will call the worker silent.
+      await this.#options.hub
+        .request('POST', '/v1/worker/leave', { body: identity, timeoutMs: leaveMs })
+        .catch((error: unknown) => log.info({ err: error }, 'the hub was not told that this worker stops'))
       await server.close()
     }
   }

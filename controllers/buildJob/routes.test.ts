@@ -19,7 +19,7 @@ import { startApiServer } from '../../hack/parts/apiServer.ts'
 import { startDatabase } from '../../hack/parts/database.ts'
 import { temporaryDir, until } from '../../hack/parts/process.ts'
 import { startStore } from '../../hack/parts/store.ts'
-import { ClaimBroker } from '../../queue/broker.ts'
+import { Broker } from '../../queue/broker.ts'
 import { cancel, findJob } from '../../queue/control.ts'
 import { enqueue } from '../../queue/enqueue.ts'
 import { requeueLost } from '../../queue/lease.ts'
@@ -82,7 +82,7 @@ const readSecret = async (_namespace: string, name: string) => {
 const directory = parts.use(new RegionDirectory({ list: () => regions, readSecret }))
 const log = createLogger('test', 'silent')
 const pipeline = (key: string) => pipelines.get(key)
-const broker = new ClaimBroker({
+const broker = new Broker({
   ...{ database, clock: systemClock, log, lookMs: 10, gatherMs: 30 },
   targetOf: targetOf({ pipeline, regions: directory }),
 })
@@ -280,6 +280,21 @@ test('a body that doesn’t fit is invalid, and says where', async () => {
   assert.is(await codeOf(post('log', { ...held, offset: -1, text: '' })), 'Invalid')
   const outcome = { result: 'Failed', code: 'NoSuchCode', message: '' }
   assert.is(await codeOf(post('finish', { ...held, outcome })), 'Invalid')
+})
+
+test('a worker that leaves is forgotten; with another’s secret nobody is', async () => {
+  await claimed()
+  const names = async () => (await database.query<{ name: string }>('SELECT name FROM worker')).map(({ name }) => name)
+  const { worker, probeSecret } = { ...claimer(), worker: 'leaving' }
+  await post('claim', { ...claimer(), worker })
+  assert.ok((await names()).includes(worker))
+  await post('leave', { worker, probeSecret: 'x'.repeat(32) })
+  assert.ok((await names()).includes(worker))
+  await post('leave', { worker, probeSecret })
+  assert.not((await names()).includes(worker))
+  // It holds a job.
+  await post('leave', { worker: 'w1', probeSecret })
+  assert.ok((await names()).includes('w1'))
 })
 
 test.after(() => parts.disposeAsync())

@@ -6,6 +6,7 @@ import {
   finishRequest,
   type JobClaim,
   jobClaim,
+  leaveRequest,
   logRequest,
   uploadCompleteRequest,
   uploadPartsRequest,
@@ -15,10 +16,11 @@ import { artifactKey } from '../../artifacts/key.ts'
 import { choosePartSizeBytes } from '../../artifacts/partSize.ts'
 import { receiveUpload } from '../../artifacts/receive.ts'
 import { Batch } from '../../queue/batch.ts'
-import type { ClaimBroker } from '../../queue/broker.ts'
+import type { Broker } from '../../queue/broker.ts'
 import type { Claim } from '../../queue/claim.ts'
-import { type Finish, finish, finishMany, heartbeatMany, recordUpload, requireLease } from '../../queue/lease.ts'
+import { heartbeatMany, recordUpload, requireLease } from '../../queue/lease.ts'
 import { appendLog } from '../../queue/log.ts'
+import { leave } from '../../queue/workers.ts'
 import type { TokenReviewer } from '../../runtime/identity.ts'
 import { bearerToken, type Server } from '../../runtime/server.ts'
 import type { Database } from '../../runtime/sql.ts'
@@ -34,7 +36,7 @@ export interface WorkerRoutesOptions {
   regions: RegionDirectory
   readSecret: (namespace: string, name: string) => Promise<Record<string, string> | undefined>
   leaseMs: number
-  broker: ClaimBroker
+  broker: Broker
   /** How long a worker's question is held while there is no job; at most a third of the lease. */
   claimHoldMs: number
   /** A job's row changed. */
@@ -77,10 +79,10 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
       const held = { jobId: taken.job.id, token: taken.token }
       if (!(error instanceof Stalled)) {
         // Such as an API server that is away for a moment: the job is not to blame.
-        await finish(database, held, { result: 'HandedBack' }).catch(() => undefined)
+        await broker.finish(held, { result: 'HandedBack' }).catch(() => undefined)
         throw error
       }
-      await finish(database, held, { result: 'Failed', code: error.code, message: error.message })
+      await broker.finish(held, { result: 'Failed', code: error.code, message: error.message })
       onChange?.()
       return { pollAfterMs: 0 }
     }
@@ -159,11 +161,14 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     await recordUpload(database, job, facts)
   })
 
-  const finishes = new Batch((batch: Finish[]) => finishMany(database, batch))
   route('finish', async (body) => {
     const { outcome, ...claim } = finishRequest.parse(body)
-    const refusal = await finishes.call({ claim, outcome })
-    if (refusal) throw refusal
+    await broker.finish(claim, outcome)
     onChange?.()
+  })
+
+  route('leave', async (body) => {
+    const { worker: name, probeSecret } = leaveRequest.parse(body)
+    await leave(database, name, probeSecret)
   })
 }

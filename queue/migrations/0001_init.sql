@@ -5,6 +5,7 @@ CREATE TABLE pipeline (
   namespace VARCHAR(63) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   name VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   max_jobs INT NOT NULL,
+  waits BOOLEAN NOT NULL DEFAULT FALSE COMMENT 'it may have jobs in blocked; never false while it has',
   PRIMARY KEY (namespace, name)
 ) ENGINE=InnoDB;
 
@@ -24,6 +25,7 @@ CREATE TABLE job (
   handed_back INT NOT NULL DEFAULT 0,
   worker VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NULL,
   started_at_ms BIGINT NULL,
+  built_at_ms BIGINT NULL COMMENT 'when its worker was done; replication goes on after it',
   finished_at_ms BIGINT NULL,
   finished_token VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL COMMENT 'of the finish that was accepted, which may be repeated',
   code VARCHAR(64) CHARACTER SET ascii NULL,

@@ -4,7 +4,7 @@ import { jobClaim } from '../../api/workerApi.ts'
 import { registerWorkerRoutes } from '../../controllers/buildJob/routes.ts'
 import type { RegionDirectory } from '../../controllers/region/directory.ts'
 import { random } from '../../hack/bench/queue/day.ts'
-import { ClaimBroker } from '../../queue/broker.ts'
+import { Broker } from '../../queue/broker.ts'
 import { HealthChecker } from '../../queue/healthChecker.ts'
 import { recordUpload } from '../../queue/lease.ts'
 import { systemClock as clock } from '../../runtime/clock.ts'
@@ -26,7 +26,7 @@ const database = new Database(await startSqlFaults(url, random(Number(seed) + 1)
 })
 const metrics = new Metrics()
 
-const broker = new ClaimBroker({ database, clock, log })
+const broker = new Broker({ database, clock, log })
 void broker.run(never)
 const checker = new HealthChecker({
   ...{ database, log, metrics, leaseMs, intervalMs: 500 },

@@ -1,10 +1,8 @@
 /** The build queue beside what one would write first, on one server, in one run; exits 1 when a target is missed. */
 import { join } from 'node:path'
 import { Command } from 'commander'
-import { Batch } from '../../../queue/batch.ts'
-import { ClaimBroker } from '../../../queue/broker.ts'
+import { Broker } from '../../../queue/broker.ts'
 import { enqueue } from '../../../queue/enqueue.ts'
-import { type Finish, finishMany } from '../../../queue/lease.ts'
 import { systemClock as clock } from '../../../runtime/clock.ts'
 import { createLogger } from '../../../runtime/log.ts'
 import { Database } from '../../../runtime/sql.ts'
@@ -81,8 +79,7 @@ async function ours(workers: number, history = 0): Promise<Measured> {
     url: 'x'.repeat(50),
     command: ['make'],
   })
-  const broker = new ClaimBroker({ database, clock, log, targetOf })
-  const finishes = new Batch((batch: Finish[]) => finishMany(database, batch))
+  const broker = new Broker({ database, clock, log, targetOf })
   const stop = new AbortController()
   const brokering = broker.run(stop.signal)
   const measured = await measure(workers, async (worker, pollId) => {
@@ -90,7 +87,7 @@ async function ours(workers: number, history = 0): Promise<Measured> {
     const taken = await broker.ask(claimer(worker, pollId), { waitMs: 1000, signal: never })
     const tookMs = performance.now() - askedMs
     if (!taken) return undefined
-    await finishes.call({ claim: { jobId: taken.job.id, token: taken.token }, outcome: { result: 'Built' } })
+    await broker.finish({ jobId: taken.job.id, token: taken.token }, { result: 'Built' })
     return tookMs
   })
   stop.abort()
@@ -132,7 +129,7 @@ for (const [workers, least] of [
 
 {
   await using database = await newQueue()
-  const broker = new ClaimBroker({ database, clock, log })
+  const broker = new Broker({ database, clock, log })
   const stop = new AbortController()
   const brokering = broker.run(stop.signal)
   const tookMs: number[] = []
@@ -179,7 +176,7 @@ for (const [workers, least] of [
   const minute = 60_000
   const day = { seed: 1, builds: 5000, meanBuildMs: 14.4 * minute }
   const policy = { targetWaitMs: 30_000, startMs: 45_000, coolDownMs: 3 * minute }
-  const scaled = simulateDay({ ...day, fleet: { ...policy, classes: [{ name: 'all', min: 2, max: 1000 }] } })
+  const scaled = simulateDay({ ...day, fleet: { ...policy, classes: [{ name: 'all', min: 2, max: 1000, on: true }] } })
   let [few, enough] = [1, 1000]
   while (few < enough) {
     const fleet = Math.floor((few + enough) / 2)

@@ -59,7 +59,6 @@ export function simulateDay({ seed, builds, meanBuildMs, fleet }: DayOptions): D
         fleet,
         {
           nowMs,
-          hour: Math.floor(nowMs / hour) % 24,
           ready: waiting.length,
           arrivalsPerMs: (pushed - since) / windowMs,
           buildMs: meanBuildMs,

@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { ClaimBroker } from '../../../queue/broker.ts'
+import { Broker } from '../../../queue/broker.ts'
 import { HealthChecker } from '../../../queue/healthChecker.ts'
 import { systemClock as clock } from '../../../runtime/clock.ts'
 import type { Logger } from '../../../runtime/log.ts'
@@ -29,7 +29,7 @@ export async function idleWorkers(
   const stop = new AbortController()
   const { signal } = stop
   const leaseMs = 60_000
-  const broker = new ClaimBroker({ database, clock, log })
+  const broker = new Broker({ database, clock, log })
   const checker = new HealthChecker({
     ...{ database, leaseMs, log, metrics: new Metrics(), intervalMs: probeEveryMs },
   })

@@ -1,0 +1,110 @@
+import type { WorkerState } from '../api/workersApi.ts'
+import type { Database, Sql, Statement } from '../runtime/sql.ts'
+import { nowMs } from './job.ts'
+
+/** A row of `worker`, with what it builds. Times are Unix milliseconds of the server's clock. */
+export interface KnownWorker {
+  name: string
+  class: string
+  isolation: string
+  draining: boolean
+  firstSeenMs: number
+  lastSeenMs: number
+  /** When this was read, of the same clock. */
+  nowMs: number
+  job: { namespace: string; name: string; sinceMs: number } | undefined
+}
+
+interface Row extends Omit<KnownWorker, 'draining' | 'job'> {
+  draining: number
+  namespace: string | null
+  job: string | null
+  sinceMs: number | null
+}
+
+/** All that were heard and not forgotten, by class and name. Index: PRIMARY of worker and job, by_poll of slot. */
+export async function listWorkers(sql: Sql): Promise<KnownWorker[]> {
+  const rows = await sql.query<Row>(
+    `SELECT worker.name, worker.class, worker.isolation, worker.draining, worker.first_seen_ms AS firstSeenMs,
+       worker.last_seen_ms AS lastSeenMs, ${nowMs} AS nowMs, job.namespace, job.name AS job,
+       slot.claimed_at_ms AS sinceMs
+     FROM worker LEFT JOIN slot ON slot.worker = worker.name LEFT JOIN job ON job.id = slot.job_id
+     ORDER BY worker.class, worker.name, slot.claimed_at_ms`,
+  )
+  // A job that was handed back may still have its lease for a moment: the latest is what the worker builds.
+  const byName = new Map(rows.map((row) => [row.name, fromRow(row)]))
+  return [...byName.values()]
+}
+
+function fromRow({ namespace, job, sinceMs, draining, ...row }: Row): KnownWorker {
+  const held = namespace !== null && job !== null && sinceMs !== null
+  return { ...row, draining: draining === 1, job: held ? { namespace, name: job, sinceMs } : undefined }
+}
+
+/** Where it stands; one that was not heard for `alarmMs` is silent, whatever it held. */
+export function stateOf({ lastSeenMs, nowMs: now, job, draining }: KnownWorker, alarmMs: number): WorkerState {
+  if (now - lastSeenMs > alarmMs) return 'silent'
+  if (job) return 'busy'
+  return draining ? 'draining' : 'idle'
+}
+
+/**
+ * Locks these workers' rows (shared) until the transaction ends; gives the `name` of those that are draining. Whoever
+ * wants to drain one of the others waits, and then sees the lease that was given meanwhile.
+ */
+export const drainingLocked = (names: string[]): Statement => [
+  // Index: PRIMARY, in its order. The condition is on what is read: a row that doesn't match one would not stay locked.
+  'SELECT IF(draining, name, NULL) AS name FROM worker WHERE name IN (?) LOCK IN SHARE MODE',
+  [names],
+]
+
+/** Lets those that hold no job get none any more; the names of these. */
+export function drain(database: Database, names: string[]): Promise<string[]> {
+  return database.transaction(
+    async (sql) => {
+      const idle = await lockIdle(sql, names)
+      if (idle.length > 0) await sql.execute('UPDATE worker SET draining = TRUE WHERE name IN (?)', [idle])
+      return idle
+    },
+    { idempotent: true },
+  )
+}
+
+/** Lets them get jobs again. */
+export async function undrain(database: Database, names: string[]): Promise<void> {
+  if (names.length > 0) await database.execute('UPDATE worker SET draining = FALSE WHERE name IN (?)', [names])
+}
+
+/** Removes those that hold no job, since they will not come back; one that does is simply heard anew. Gives their names. */
+export function forget(database: Database, names: string[]): Promise<string[]> {
+  return database.transaction(
+    async (sql) => {
+      const idle = await lockIdle(sql, names)
+      if (idle.length > 0) await sql.execute('DELETE FROM worker WHERE name IN (?)', [idle])
+      return idle
+    },
+    { idempotent: true },
+  )
+}
+
+/** A worker says that it stops: its silence is no alarm. The secret shows that it is the one. */
+export async function leave(database: Database, worker: string, probeSecret: string): Promise<void> {
+  const [row] = await database.query<{ name: string }>('SELECT name FROM worker WHERE name = ? AND probe_secret = ?', [
+    worker,
+    probeSecret,
+  ])
+  if (row) await forget(database, [row.name])
+}
+
+/** Those without a lease, locked, in the order of their names. Index: PRIMARY of worker, by_poll of slot. */
+async function lockIdle(sql: Sql, names: string[]): Promise<string[]> {
+  if (names.length === 0) return []
+  const known = await sql.query<{ name: string }>(
+    'SELECT name FROM worker WHERE name IN (?) ORDER BY name FOR UPDATE',
+    [names],
+  )
+  // A statement of its own, behind the locks: it sees what claims that were under way have committed.
+  const busy = await sql.query<{ worker: string }>('SELECT worker FROM slot WHERE worker IN (?)', [names])
+  const holding = new Set(busy.map(({ worker }) => worker))
+  return known.map(({ name }) => name).filter((name) => !holding.has(name))
+}
