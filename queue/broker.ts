@@ -177,7 +177,9 @@ export class Broker {
       this.#give(asker, claim)
       return false
     })
+    // While they were with the database nobody waited here, and nobody looked.
     this.#askers = [...rest.filter(({ gone }) => !gone), ...this.#askers]
+    this.#asked.resolve()
     await this.#lookUp(rest)
     return more || this.#finishers.length > 0
   }
