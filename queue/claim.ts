@@ -94,8 +94,8 @@ function targetFor(job: Job, targetOf: TargetOf): string | Stalled {
 const newLease = (job: Job, claimer: Claimer, target: string): NewLease => ({
   claimer,
   target,
-  job: { ...job, phase: 'Running', worker: claimer.worker, attempt: job.lostWorkers + 1, target },
-  token: `${job.lostWorkers + job.handedBack + 1}-${randomBytes(12).toString('hex')}`,
+  job: { ...job, phase: 'Running', worker: claimer.worker, claims: job.claims + 1, attempt: job.attempt + 1, target },
+  token: `${job.claims + 1}-${randomBytes(12).toString('hex')}`,
 })
 
 /** Index: PRIMARY of ready. */

@@ -1,7 +1,7 @@
 import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
 import type { Statement } from '../runtime/sql.ts'
-import { given, type HeldJob, nowMs } from './job.ts'
+import { given, type Job, nowMs } from './job.ts'
 import { refusal } from './lease.ts'
 
 export type Outcome =
@@ -15,7 +15,7 @@ export interface Finish {
 }
 
 interface Ended {
-  job: HeldJob
+  job: Job
   outcome: Outcome
 }
 
@@ -23,11 +23,11 @@ export interface EndedLeases {
   /** For each finish, in their order: why it is refused. */
   refusals: (Fenced | undefined)[]
   over: Ended[]
-  handedBack: HeldJob[]
+  handedBack: Job[]
 }
 
 /** What becomes of these leases; their jobs, which are locked, are by id. */
-export function endLeases(finishes: Finish[], jobs: Map<number, HeldJob>): EndedLeases {
+export function endLeases(finishes: Finish[], jobs: Map<number, Job>): EndedLeases {
   const ended: Ended[] = []
   const refusals = finishes.map(({ claim, outcome }) => {
     const job = jobs.get(claim.jobId)

@@ -31,9 +31,15 @@ export interface Job {
   /** How many workers were lost with it. */
   lostWorkers: number
   handedBack: number
-  /** How often it was begun and not handed back. */
+  /** How often it was claimed: the counter of the last token. */
+  claims: number
+  /** How often it was claimed and not handed back. */
   attempt: number
   worker: string | null
+  /** Of its lease; null without one. */
+  token: string | null
+  /** Of the finish that was accepted. */
+  finishedToken: string | null
   startedAtMs: number | null
   finishedAtMs: number | null
   code: ErrorCode | null
@@ -51,28 +57,23 @@ export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 const columns = `job.id, job.namespace, job.pipeline, commit_id AS \`commit\`, name, ref, -job.priority AS priority,
   job.created_at_ms AS createdAtMs, IF(slot.worker IS NULL, phase, 'Running') AS phase, cancel,
   lost_workers AS lostWorkers, handed_back AS handedBack, COALESCE(slot.worker, job.worker) AS worker,
+  slot.token AS token, finished_token AS finishedToken,
   COALESCE(slot.claimed_at_ms, started_at_ms) AS startedAtMs, finished_at_ms AS finishedAtMs, code, message,
   COALESCE(slot.target, job.target) AS target, facts, replicated, updated_at_ms AS updatedAtMs`
 
-type JobRow = Omit<Job, 'cancel' | 'attempt'> & { cancel: number }
-const fromRow = (row: JobRow): Job => ({
-  ...row,
-  cancel: row.cancel === 1,
-  attempt: row.lostWorkers + (row.startedAtMs === null ? 0 : 1),
-})
+type JobRow = Omit<Job, 'cancel' | 'claims' | 'attempt'> & { cancel: number }
 
-export interface HeldJob extends Job {
-  /** Of its lease; null without one. */
-  token: string | null
-  /** Of the finish that was accepted. */
-  finishedToken: string | null
+function fromRow(row: JobRow): Job {
+  const { lostWorkers, handedBack, cancel } = row
+  const token = row.token ?? row.finishedToken
+  const claims = token === null ? lostWorkers + handedBack : Number.parseInt(token, 10)
+  return { ...row, cancel: cancel === 1, claims, attempt: claims - handedBack }
 }
 
 /** Locks jobs and their slots, in the order of their ids, until the transaction ends; for `jobsOf`. */
 export const jobsLocked = (ids: number[]): Statement => [
   // Index: PRIMARY of job, by_job of slot.
-  `SELECT ${columns}, slot.token, finished_token AS finishedToken
-   FROM job LEFT JOIN slot ON slot.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
+  `SELECT ${columns} FROM job LEFT JOIN slot ON slot.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
   [ids],
 ]
 
@@ -80,23 +81,22 @@ export const jobsLocked = (ids: number[]): Statement => [
 export const readyLocked = (limit: number): Statement => [
   // Index: PRIMARY of ready, whose order it is, so that LIMIT bounds what is locked; PRIMARY of job. Of a job that is
   // ready the slot says nothing: not joined, not locked.
-  `SELECT ${columns.replaceAll(/slot\.\w+/g, 'NULL')}, NULL AS token, finished_token AS finishedToken
+  `SELECT ${columns.replaceAll(/slot\.\w+/g, 'NULL')}
    FROM ready FORCE INDEX (PRIMARY) STRAIGHT_JOIN job ON job.id = ready.job_id
    ORDER BY ready.priority, ready.created_at_ms, ready.job_id LIMIT ? FOR UPDATE SKIP LOCKED`,
   [limit],
 ]
 
 /** What `jobsLocked` or `readyLocked` was answered. */
-export const jobsOf = (rows: Row[] = []): HeldJob[] =>
-  (rows as unknown as (JobRow & Pick<HeldJob, 'token' | 'finishedToken'>)[]).map((row) => ({ ...row, ...fromRow(row) }))
+export const jobsOf = (rows: Row[] = []): Job[] => (rows as unknown as JobRow[]).map(fromRow)
 
 /** A job and its slot, locked until the transaction ends. */
-export async function lockJob(sql: Sql, id: number): Promise<HeldJob | undefined> {
+export async function lockJob(sql: Sql, id: number): Promise<Job | undefined> {
   return (await lockJobs(sql, [id]))[0]
 }
 
 /** Jobs and their slots, locked until the transaction ends. */
-export async function lockJobs(sql: Sql, ids: number[]): Promise<HeldJob[]> {
+export async function lockJobs(sql: Sql, ids: number[]): Promise<Job[]> {
   return ids.length === 0 ? [] : jobsOf(await sql.query(...jobsLocked(ids)))
 }
 

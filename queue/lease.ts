@@ -82,15 +82,16 @@ export async function requeueLost(database: Database, claim: JobClaim): Promise<
   return database.transaction(async (sql) => {
     const job = await lockJob(sql, claim.jobId)
     if (job?.token !== claim.token) return 'gone'
-    if (job.cancel) {
-      await end(sql, job, 'Cancelled', { code: 'Cancelled', message: 'cancelled; its worker was lost' })
-      return 'failed'
-    }
-    if (job.lostWorkers + 1 < maxLostWorkers) {
+    const isLast = job.lostWorkers + 1 >= maxLostWorkers
+    if (!isLast && !job.cancel) {
       await putBack(sql, job, 'lost_workers')
       return 'requeued'
     }
     await sql.execute('UPDATE job SET lost_workers = lost_workers + 1 WHERE id = ?', [job.id])
+    if (job.cancel) {
+      await end(sql, job, 'Cancelled', { code: 'Cancelled', message: 'cancelled; its worker was lost' })
+      return 'failed'
+    }
     await end(sql, job, 'Failed', {
       code: 'WorkerLost',
       message: `${maxLostWorkers} workers in turn were lost building this`,
