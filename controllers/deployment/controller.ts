@@ -74,12 +74,12 @@ export class WorkersController {
     const figures = await queueFigures(database)
     const workers = await listWorkers(database)
     this.#measure(figures, workers)
-    const deployments = await listDeployments(cluster, namespace)
-    // What goes wrong with an alarm keeps nobody from building.
-    await this.#alarms.look(silent(), deployments, workers).catch((error: unknown) => {
-      log.error({ err: error }, 'looking for silent workers failed')
+    // Without the API server nobody is scaled or replaced; somebody is told all the same.
+    const deployments = await listDeployments(cluster, namespace).catch((error: unknown) => {
+      log.error({ err: error }, 'the workers’ Deployments can’t be listed')
     })
-    await this.#autoscaler.scale({ deployments, workers, figures })
+    await this.#alarms.look(silent(), deployments ?? [], workers)
+    if (deployments) await this.#autoscaler.scale({ deployments, workers, figures })
   }
 
   #measure({ ready, blocked, running, oldestReadyMs }: QueueFigures, workers: KnownWorker[]): void {

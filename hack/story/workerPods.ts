@@ -129,7 +129,7 @@ export class WorkerPods implements AsyncDisposable {
   #end(pod: string): void {
     const started = this.#started.get(pod)
     this.#started.delete(pod)
-    void started?.then(() => this.#options.stop(pod))
+    void started?.then(() => (this.#stop.signal.aborted ? undefined : this.#options.stop(pod)))
   }
 
   /** Written when it changed here, not when it differs: a controller that counts its own Pods would write it back. */
@@ -146,6 +146,8 @@ export class WorkerPods implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort()
     await this.#running
+    // Whoever ends the processes knows only those that have started.
+    await Promise.all(this.#started.values())
     await this.#cluster[Symbol.asyncDispose]()
   }
 }
