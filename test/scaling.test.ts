@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process'
 import { createHmac } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
@@ -9,6 +10,7 @@ import * as assert from 'uvu/assert'
 import { type WorkersAnswer, workersAnswer } from '../api/workersApi.ts'
 import type { AlarmNote } from '../controllers/deployment/alarmWebhook.ts'
 import { until } from '../hack/parts/process.ts'
+import { ApiClient } from '../runtime/apiClient.ts'
 import type { AnyObject } from '../runtime/cluster.ts'
 import { core } from '../runtime/core.ts'
 import { Database } from '../runtime/sql.ts'
@@ -20,6 +22,8 @@ const test = suite('scaling and alarms')
 const run = promisify(execFile)
 const namespace = 'shoal-system'
 let up: TestSystem
+/** As the administrator. */
+let hub: ApiClient
 
 const secret = 'of the alarms'
 const notes: AlarmNote[] = []
@@ -35,16 +39,23 @@ const receiver = createServer(async (request, response) => {
 test.before(async () => {
   await new Promise<void>((resolve) => receiver.listen(0, '127.0.0.1', resolve))
   const { port } = receiver.address() as AddressInfo
-  const hub = {
+  const settings = {
     ...{ LEASE: '6s', HEALTH_INTERVAL: '1s', ALARM: '12s', ALARM_SECRET: secret },
     ALARM_WEBHOOK: `http://127.0.0.1:${port}/alarms`,
     // As fast as processes start here.
     ...{ SCALE_INTERVAL: '500ms', SCALE_TARGET_WAIT: '1s', SCALE_START: '1s', SCALE_COOL_DOWN: '8s' },
   }
-  up = await bringUp({}, { settings: { hub } })
+  up = await bringUp({}, { settings: { hub: settings } })
+  const { state, hubServer } = up.system
+  hub = new ApiClient({
+    baseUrl: state.hub.url,
+    ca: await readFile(state.hub.ca, 'utf8'),
+    token: () => hubServer.token,
+  })
 })
 test.after(async () => {
   receiver.close()
+  await hub[Symbol.asyncDispose]()
   await up[Symbol.asyncDispose]()
 })
 
@@ -57,7 +68,7 @@ async function shoalWorkers(...args: string[]): Promise<string> {
   })
   return stdout
 }
-const seen = async (): Promise<WorkersAnswer> => workersAnswer.parse(JSON.parse(await shoalWorkers('-o', 'json')))
+const seen = () => hub.request('GET', '/v1/workers', { schema: workersAnswer })
 const count = (answer: WorkersAnswer, state: string) => answer.workers.filter((one) => one.state === state).length
 const deployment = () => up.kube.cluster.get<AnyObject>(core.Deployment, namespace, 'shoal-worker')
 const podNames = async () =>
@@ -76,7 +87,7 @@ test('many pushes bring more workers; after the cool-down they go, and none was 
       jobs.push(job)
       return job
     }
-    for (let n = 0; n < 10; n++) await push(5)
+    for (let n = 0; n < 10; n++) await push(8)
     const full = await until(
       'all four workers build',
       async () => {
@@ -87,10 +98,21 @@ test('many pushes bring more workers; after the cool-down they go, and none was 
     )
     assert.is(full.queue.wanted.standard, 4)
     assert.ok(full.queue.running >= 4)
+    const answer = workersAnswer.parse(JSON.parse(await shoalWorkers('-o', 'json')))
+    assert.is(answer.workers.length, 4)
     assert.match(
       await shoalWorkers(),
-      /^NAME +CLASS +STATE +JOB.*\nworker-1-\d+-[0-9a-f]{8} +standard +busy +demo\/many-/,
+      /^NAME +CLASS +STATE +JOB.*\nworker-1-\d+-[0-9a-f]{8} +standard +(busy +demo\/many-|idle +-)/,
     )
+    const metrics = (await hub.bytes('GET', '/metrics')).toString()
+    for (const line of [
+      /^shoal_workers\{class="standard",state="busy"\} [1-4]$/m,
+      /^shoal_workers_wanted\{class="standard"\} [2-4]$/m,
+      /^shoal_queue_jobs\{state="running"\} \d+$/m,
+      /^shoal_queue_oldest_ready_seconds [\d.]+$/m,
+      /^shoal_claims_total [1-9]\d*$/m,
+    ])
+      assert.match(metrics, line)
     for (const job of jobs) assert.is((await ended(up, job, 120_000)).status?.phase, 'Succeeded')
     // Somebody builds all the time while the others are let go.
     while ((await podNames()).length > 2 && jobs.length < 40) await ended(up, await push(1))

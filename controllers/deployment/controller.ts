@@ -1,4 +1,4 @@
-import type { WorkerState } from '../../api/workersApi.ts'
+import { workerState } from '../../api/workersApi.ts'
 import type { ScalePolicy } from '../../queue/autoscale.ts'
 import { type QueueFigures, queueFigures } from '../../queue/load.ts'
 import { type KnownWorker, listWorkers, stateOf } from '../../queue/workers.ts'
@@ -88,10 +88,9 @@ export class WorkersController {
     jobs.set({ state: 'blocked' }, blocked)
     jobs.set({ state: 'running' }, running)
     oldestReady.set((oldestReadyMs ?? 0) / 1000)
-    const states: WorkerState[] = ['busy', 'idle', 'draining', 'silent']
     byState.reset()
     for (const name of new Set(workers.map((worker) => worker.class)))
-      for (const state of states) byState.set({ class: name, state }, 0)
+      for (const state of workerState.options) byState.set({ class: name, state }, 0)
     for (const worker of workers) byState.inc({ class: worker.class, state: stateOf(worker, this.#o.alarmMs) })
   }
 }
