@@ -95,6 +95,9 @@ test('whatever the load: within bounds, nobody busy is let go, more work never w
       }
       const total = (given: QueueLoad) =>
         Object.values(wantedWorkers(any, given, recent).workers).reduce((sum, workers) => sum + workers, 0)
+      const needed = Math.max(...wish.recent.map(({ workers }) => workers))
+      const room = classes.reduce((sum, { name, max, on }) => sum + Math.max(on ? max : 0, of.busy[name] ?? 0), 0)
+      assert.ok(total(of) >= Math.min(needed, room), 'all that are needed, as far as there is room')
       assert.ok(total({ ...of, ready: of.ready + more }) >= total(of), 'more that wait')
       assert.ok(total({ ...of, arrivalsPerMs: of.arrivalsPerMs * 2 }) >= total(of), 'more that come')
       const busy = Object.values(of.busy).reduce((sum, workers) => sum + workers, 0)

@@ -59,7 +59,8 @@ export const drainingLocked = (names: string[]): Statement => [
 ]
 
 /** Lets those that hold no job get none any more; the names of these. */
-export function drain(database: Database, names: string[]): Promise<string[]> {
+export async function drain(database: Database, names: string[]): Promise<string[]> {
+  if (names.length === 0) return []
   return database.transaction(
     async (sql) => {
       const idle = await lockIdle(sql, names)
@@ -76,7 +77,8 @@ export async function undrain(database: Database, names: string[]): Promise<void
 }
 
 /** Removes those that hold no job, since they will not come back; one that does is simply heard anew. Gives their names. */
-export function forget(database: Database, names: string[]): Promise<string[]> {
+export async function forget(database: Database, names: string[]): Promise<string[]> {
+  if (names.length === 0) return []
   return database.transaction(
     async (sql) => {
       const idle = await lockIdle(sql, names)
@@ -98,7 +100,6 @@ export async function leave(database: Database, worker: string, probeSecret: str
 
 /** Those without a lease, locked, in the order of their names. Index: PRIMARY of worker, by_poll of slot. */
 async function lockIdle(sql: Sql, names: string[]): Promise<string[]> {
-  if (names.length === 0) return []
   const known = await sql.query<{ name: string }>(
     'SELECT name FROM worker WHERE name IN (?) ORDER BY name FOR UPDATE',
     [names],

@@ -21,7 +21,7 @@ const settings = {
   /** How long a running build may go on after SIGTERM, before it is handed back. */
   grace: spanMs('0s'),
   /** The first part of its name; the Pod's. Default: the host's. */
-  workerName: z.string().max(100).optional(),
+  workerName: z.string().optional(),
   /** Its size: the class of its Deployment. */
   class: z.string().max(63).default('standard'),
 }

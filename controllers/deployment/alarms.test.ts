@@ -3,6 +3,7 @@ import * as assert from 'uvu/assert'
 import { finish } from '../../queue/turn.ts'
 import { listWorkers } from '../../queue/workers.ts'
 import { systemClock as clock } from '../../runtime/clock.ts'
+import { Cluster } from '../../runtime/cluster.ts'
 import { core } from '../../runtime/core.ts'
 import { WorkerAlarms } from './alarms.ts'
 import type { AlarmNote } from './alarmWebhook.ts'
@@ -43,6 +44,17 @@ async function silentIn(pod: string, silentMs = 2 * alarmMs, size = 'standard', 
   const past = 'UPDATE worker SET last_seen_ms = last_seen_ms - ?, first_seen_ms = first_seen_ms - ? WHERE name = ?'
   await database.execute(past, [silentMs, silentMs, worker])
   return worker
+}
+
+/** May see Pods, and do nothing. */
+async function allowReading(account: string): Promise<void> {
+  const rules = [{ apiGroups: [''], resources: ['pods'], verbs: ['get', 'list'] }]
+  await cluster.create(core.Role, { metadata: { name: account, namespace }, rules })
+  await cluster.create(core.RoleBinding, {
+    metadata: { name: account, namespace },
+    roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: account },
+    subjects: [{ kind: 'ServiceAccount', name: account, namespace }],
+  })
 }
 
 test('a silent worker is an Event, a condition and a note, and its Pod is replaced', async () => {
@@ -112,6 +124,33 @@ test('a silent worker whose Pod is gone is forgotten without an alarm', async ()
   const worker = await silentIn('p1')
   await look([worker])
   assert.equal([said(), await names()], [[], []])
+})
+
+test('a Pod is looked for in every Deployment of the class, also where there are two by mistake', async () => {
+  for (const name of ['a-twin', 'standard']) await on.deploy(name, 1)
+  const labels = { 'shoal.dev/worker-class': 'standard' }
+  await cluster.patch(core.Deployment, { namespace, name: 'a-twin' }, { metadata: { labels } })
+  await on.addPod('p1', 'standard')
+  const worker = await silentIn('p1')
+  await look([worker])
+  assert.equal([said(), await names(), await isThere('p1')], [[`raised ${worker}`], [worker], false])
+})
+
+test('a Pod that can’t be deleted is tried again, and the others are told of all the same', async () => {
+  await on.deploy('standard', 2)
+  for (const pod of ['p1', 'p2']) await on.addPod(pod, 'standard')
+  const workers = [await silentIn('p1'), await silentIn('p2')]
+  const token = await on.api.serviceAccountToken(namespace, 'reader')
+  await allowReading('reader')
+  await using reader = Cluster.load({ kubeconfig: await on.api.kubeconfigFor(token, namespace) })
+  const notify = (note: AlarmNote) => void notes.push(note)
+  alarms = new WorkerAlarms({ cluster: reader, database, namespace, events, log, clock, alarmMs, notify })
+  await look(workers)
+  assert.equal(
+    said(),
+    workers.map((worker) => `raised ${worker}`),
+  )
+  assert.ok((await isThere('p1')) && (await isThere('p2')))
 })
 
 test('a container that was restarted: the Pod is kept, and the worker that was in it before is forgotten', async () => {

@@ -57,18 +57,33 @@ export class WorkerAlarms {
     const affected = silent
       .flatMap((name) => known.get(name) ?? [])
       .filter((worker) => stateOf(worker, this.#o.alarmMs) === 'silent')
-    for (const deployment of deployments) {
-      const its = affected.filter((worker) => worker.class === classOf(deployment))
-      if (its.length > 0) await this.#replace(its, deployment, workers)
+    for (const name of new Set(affected.map((worker) => worker.class))) {
+      const its = affected.filter((worker) => worker.class === name)
+      // More than one by mistake: that is for the autoscaler to say.
+      const own = deployments.filter((deployment) => classOf(deployment) === name)
+      if (own.length > 0) await this.#replace(its, own, workers)
+      else for (const worker of its) this.#raise(worker, undefined)
     }
-    for (const worker of affected)
-      if (!deployments.some((one) => classOf(one) === worker.class)) this.#raise(worker, undefined)
-    for (const deployment of deployments) await this.#report(deployment)
+    for (const deployment of deployments) await this.#report(deployment).catch(this.#failed('condition not written'))
   }
 
-  async #replace(silent: KnownWorker[], deployment: WorkerDeployment, workers: KnownWorker[]): Promise<void> {
+  /** One that can't be helped keeps nobody from hearing of the others; the next look tries again. */
+  #failed(what: string): (error: unknown) => undefined {
+    return (error) => {
+      this.#o.log.error({ err: error }, what)
+      return undefined
+    }
+  }
+
+  async #replace(silent: KnownWorker[], own: WorkerDeployment[], workers: KnownWorker[]): Promise<void> {
     const { cluster, database, log } = this.#o
-    const pods = await podsOf(cluster, deployment, workers)
+    const [deployment] = own
+    const listed = Promise.all(own.map((one) => podsOf(cluster, one, workers)))
+    const pods = (await listed.catch(this.#failed('Pods of silent workers not read')))?.flat()
+    if (!pods) {
+      for (const worker of silent) this.#raise(worker, deployment)
+      return
+    }
     const inPod = (worker: KnownWorker) =>
       pods.find((pod) => pod.name === podNameOf(worker.name) && pod.worker?.name === worker.name)
     const gone = await forget(
@@ -78,21 +93,21 @@ export class WorkerAlarms {
     if (gone.length > 0) log.info({ workers: gone }, 'silent workers are forgotten: their Pods are gone')
     for (const name of gone) {
       const worker = this.#raised.get(name)
-      if (worker) this.#resolve(worker, 'was replaced', [deployment])
+      if (worker) this.#resolve(worker, 'was replaced', own)
     }
     for (const worker of silent) {
       const pod = inPod(worker)
       if (!pod) continue
       this.#raise(worker, deployment)
-      if (!pod.deleting) await this.#delete(pod, deployment)
+      if (!pod.deleting) await this.#delete(pod).catch(this.#failed('Pod of a silent worker not deleted'))
     }
   }
 
   /** The ReplicaSet makes another. */
-  async #delete({ name, uid }: WorkerPod, { metadata }: WorkerDeployment): Promise<void> {
-    const { cluster, log } = this.#o
+  async #delete({ name, uid }: WorkerPod): Promise<void> {
+    const { cluster, log, namespace } = this.#o
     const conditions = uid === undefined ? undefined : { uid }
-    await cluster.delete(core.Pod, metadata.namespace, name, conditions).catch((error: unknown) => {
+    await cluster.delete(core.Pod, namespace, name, conditions).catch((error: unknown) => {
       // Another Pod has its name by now.
       if (!(error instanceof ApiError && error.status === 409)) throw error
     })

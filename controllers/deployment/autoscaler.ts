@@ -49,6 +49,8 @@ export class Autoscaler {
   #sinceMs = Number.POSITIVE_INFINITY
   /** Since when each worker was seen draining, of the monotonic clock. */
   readonly #drained = new Map<string, number>()
+  /** What was last logged of each Deployment that can't be scaled. */
+  readonly #refused = new Map<string, string>()
 
   constructor(options: AutoscalerOptions) {
     this.#o = options
@@ -115,7 +117,9 @@ export class Autoscaler {
       return boundsOf(deployment, clock.now())
     } catch (error) {
       if (!(error instanceof Stalled)) throw error
-      log.info({ deployment: deployment.metadata.name, reason: error.message }, 'not scaled')
+      const { name } = deployment.metadata
+      if (this.#refused.get(name) !== error.message) log.info({ deployment: name, reason: error.message }, 'not scaled')
+      this.#refused.set(name, error.message)
       events.record(subjectOf(deployment), 'Warning', error.code, `not scaled: ${error.message}`)
       return undefined
     }

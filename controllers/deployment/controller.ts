@@ -1,4 +1,4 @@
-import type { WorkerState } from '../../api/workersApi.ts'
+import { workerState } from '../../api/workersApi.ts'
 import type { ScalePolicy } from '../../queue/autoscale.ts'
 import { type QueueFigures, queueFigures } from '../../queue/load.ts'
 import { type KnownWorker, listWorkers, stateOf } from '../../queue/workers.ts'
@@ -74,12 +74,12 @@ export class WorkersController {
     const figures = await queueFigures(database)
     const workers = await listWorkers(database)
     this.#measure(figures, workers)
-    const deployments = await listDeployments(cluster, namespace)
-    // What goes wrong with an alarm keeps nobody from building.
-    await this.#alarms.look(silent(), deployments, workers).catch((error: unknown) => {
-      log.error({ err: error }, 'looking for silent workers failed')
+    // Without the API server nobody is scaled or replaced; somebody is told all the same.
+    const deployments = await listDeployments(cluster, namespace).catch((error: unknown) => {
+      log.error({ err: error }, 'the workers’ Deployments can’t be listed')
     })
-    await this.#autoscaler.scale({ deployments, workers, figures })
+    await this.#alarms.look(silent(), deployments ?? [], workers)
+    if (deployments) await this.#autoscaler.scale({ deployments, workers, figures })
   }
 
   #measure({ ready, blocked, running, oldestReadyMs }: QueueFigures, workers: KnownWorker[]): void {
@@ -88,10 +88,9 @@ export class WorkersController {
     jobs.set({ state: 'blocked' }, blocked)
     jobs.set({ state: 'running' }, running)
     oldestReady.set((oldestReadyMs ?? 0) / 1000)
-    const states: WorkerState[] = ['busy', 'idle', 'draining', 'silent']
     byState.reset()
     for (const name of new Set(workers.map((worker) => worker.class)))
-      for (const state of states) byState.set({ class: name, state }, 0)
+      for (const state of workerState.options) byState.set({ class: name, state }, 0)
     for (const worker of workers) byState.inc({ class: worker.class, state: stateOf(worker, this.#o.alarmMs) })
   }
 }

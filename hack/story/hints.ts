@@ -30,6 +30,7 @@ It is up. To try, in another shell:
   kubectl get shoal                                   # everything of Shoal in this namespace
   kubectl get regionalgoalstates -A                   # what each region was told, and how far it is
   kubectl get goalstates ${appName} -o yaml
+  shoal workers                                       # who builds what, and how full the queue is
   curl ${machine?.url}/version                 # one machine's application
   cd ${state.repositories.app.work} && git commit --allow-empty -m 'Try it' && git push origin main
   kubectl get buildjobs,artifacts -w

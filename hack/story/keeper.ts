@@ -25,7 +25,7 @@ const progress = progressTo((line) => {
 
 try {
   const stopped = stop.signal.aborted ? Promise.resolve() : once(stop.signal, 'abort')
-  const starting = startSystem({ dir, shape: JSON.parse(shape) as Shape, progress })
+  const starting = startSystem({ dir, shape: JSON.parse(shape) as Shape, progress, changed: writeState })
   // Stopped while it starts: what is half up is ended by the clean-up of the next line's failure, or by whoever stopped us.
   const system = await Promise.race([starting, stopped.then(() => undefined)])
   if (system) {

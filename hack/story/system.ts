@@ -22,6 +22,7 @@ import type { Progress } from './progress.ts'
 import { addHook, makeRepositories } from './repositories.ts'
 import { isReady, type RoleOptions, startRole } from './roleProcess.ts'
 import { logsDir, type MachineState, type Shape, type SystemState } from './state.ts'
+import { WorkerPods } from './workerPods.ts'
 
 export interface SystemOptions {
   /** Everything is written below it; what is there of an earlier system is ended and removed. Absolute. */
@@ -30,6 +31,10 @@ export interface SystemOptions {
   progress: Progress
   /** Regions with an API server of their own; all others share the hub's. */
   ownServers?: string[]
+  /** How many workers there may be; `min` from the start. Default: 2 to 4. */
+  workers?: { min: number; max: number }
+  /** The state is another: workers came or went. */
+  changed?: (state: SystemState) => void
   /** More settings for a role, as LEASE: '6s'. */
   settings?: Partial<Record<RoleOptions['role'], Record<string, string>>>
 }
@@ -42,7 +47,7 @@ export interface System extends AsyncDisposable {
   readonly stores: Map<string, StoreServer>
   /** Of `ownServers`. */
   readonly regionServers: Map<string, ApiServer>
-  /** `hub`, `worker-1`, `region-<name>`, and agents by their machine's name. */
+  /** `hub`, `worker-1` and so on as they come and go, `region-<name>`, and agents by their machine's name. */
   readonly programs: Map<string, Program>
   /** Starts a program that has ended anew, with the same settings; returns when it is ready. */
   startAgain(name: string): Promise<void>
@@ -72,7 +77,7 @@ export async function startSystem(options: SystemOptions): Promise<System> {
   const { hubServer, database, stores, regionServers } = parts
   const programs = new Programs(parts.authority.ca)
   stack.use(programs)
-  const state = await new Assembly(options, parts, programs).assemble()
+  const state = await new Assembly(options, parts, programs).assemble(stack)
   state.startSeconds = Math.round((performance.now() - begun) / 10) / 100
   const owned = stack.move()
   return {
@@ -112,6 +117,14 @@ class Programs implements AsyncDisposable {
     await this.start(started.role, started.url)
   }
 
+  /** Ends one for good. */
+  async end(name: string): Promise<void> {
+    const program = this.running.get(name)
+    this.running.delete(name)
+    this.#started.delete(name)
+    await program?.stop({ timeoutMs: 10_000 })
+  }
+
   async [Symbol.asyncDispose]() {
     await Promise.all([...this.running.values()].map((program) => program.stop({ timeoutMs: 5000 })))
   }
@@ -123,6 +136,8 @@ class Assembly {
   readonly #parts: Parts
   readonly #programs: Programs
   readonly #keys = generateSigningKey()
+  #state: SystemState | undefined
+  readonly #workers: SystemState['workers'] = []
 
   constructor(options: SystemOptions, parts: Parts, programs: Programs) {
     this.#options = options
@@ -130,7 +145,7 @@ class Assembly {
     this.#programs = programs
   }
 
-  async assemble(): Promise<SystemState> {
+  async assemble(stack: AsyncDisposableStack): Promise<SystemState> {
     const { dir, shape, progress } = this.#options
     const { hubServer, database, stores, storeEndpoints, meter, authority } = this.#parts
     const [repositories, kubectl] = await allOf([
@@ -141,8 +156,17 @@ class Assembly {
     ])
     const hub = await progress.step('hub', () => this.#startHub())
     const webhook = await this.#webhook(hub.url, repositories.app.bare)
-    const [workers, regions] = await allOf([
-      progress.step('2 workers', () => allOf([1, 2].map((n) => this.#startWorker(n, hub.url)))),
+    const { workers = { min: 2, max: 4 } } = this.#options
+    const pods = stack.use(
+      new WorkerPods({
+        kubeconfig: hubServer.kubeconfigFile,
+        workers,
+        start: (name) => this.#startWorker(name, hub.url),
+        stop: (name) => this.#endWorker(name),
+      }),
+    )
+    const [, regions] = await allOf([
+      progress.step(`${workers.min} workers`, () => pods.begin()),
       progress.step(`${shape.regions.length} regions`, () =>
         allOf(shape.regions.map((region) => this.#startRegion(region, hub.url))),
       ),
@@ -159,7 +183,7 @@ class Assembly {
       databaseUrl: database.url('builds'),
       hub: { ...hub, ca: authority.caFile },
       webhook,
-      workers,
+      workers: this.#workers,
       regions,
       stores: [...stores].map(([region, store]) => ({
         region,
@@ -175,6 +199,7 @@ class Assembly {
       repositories,
       startSeconds: 0,
     }
+    this.#state = state
     await using cluster = Cluster.load({ kubeconfig: hubServer.kubeconfigFile })
     await cluster.apply(Pipeline, pipeline(state), { fieldManager: 'demo' })
     await cluster.apply(ConfigRepo, configRepo(state), { fieldManager: 'demo' })
@@ -234,9 +259,8 @@ class Assembly {
     return { url, secretFile }
   }
 
-  async #startWorker(n: number, hubUrl: string) {
+  async #startWorker(name: string, hubUrl: string) {
     const { hubServer, authority } = this.#parts
-    const name = `worker-${n}`
     const [token, listen] = await allOf([
       hubServer.serviceAccountToken(hubNamespace, 'shoal-worker', ['shoal-hub']),
       freeAddress(),
@@ -247,11 +271,24 @@ class Assembly {
       HUB_CA: authority.caFile,
       TOKEN_FILE: await this.#write(`${name}.token`, token),
       WORKSPACE: join(this.#options.dir, name),
+      WORKER_NAME: name,
       LISTEN: listen,
       PROBE_URL: url,
     }
     const { pid } = await this.#run('worker', name, settings, url)
-    return { name, url, pid }
+    this.#workers.push({ name, url, pid })
+    this.#changed()
+  }
+
+  async #endWorker(name: string) {
+    const index = this.#workers.findIndex((worker) => worker.name === name)
+    if (index >= 0) this.#workers.splice(index, 1)
+    this.#changed()
+    await this.#programs.end(name)
+  }
+
+  #changed() {
+    if (this.#state) this.#options.changed?.(this.#state)
   }
 
   async #startRegion(region: string, hubUrl: string) {
