@@ -21,6 +21,7 @@ COPY fleet /app/fleet
 COPY worker /app/worker
 COPY agent /app/agent
 COPY cli /app/cli
+COPY console /app/console
 COPY roles /app/roles
 WORKDIR /app
 ENTRYPOINT ["/usr/bin/node", "/app/main.ts"]

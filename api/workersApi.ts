@@ -7,7 +7,7 @@ import { z } from 'zod'
 import { time } from './meta.ts'
 
 /** `draining`: gets no more jobs, it is about to be stopped. `silent`: for longer than the alarm threshold. */
-const workerState = z.enum(['busy', 'idle', 'draining', 'silent'])
+export const workerState = z.enum(['busy', 'idle', 'draining', 'silent'])
 export type WorkerState = z.infer<typeof workerState>
 
 const worker = z.object({

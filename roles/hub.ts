@@ -13,6 +13,7 @@ import { Region } from '../api/region.ts'
 import { mirrorLabel } from '../api/regionApi.ts'
 import { RegionalGoalState } from '../api/regionalGoalState.ts'
 import { Replicas } from '../artifacts/replicas.ts'
+import { registerConsole } from '../console/routes.ts'
 import { ArtifactController } from '../controllers/artifact/controller.ts'
 import { BuildJobController } from '../controllers/buildJob/controller.ts'
 import { registerLogRoute } from '../controllers/buildJob/logRoute.ts'
@@ -231,6 +232,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     namespace: options.namespace,
     alarmMs: options.alarm,
   })
+  registerConsole(server)
   const { url } = await listen(server, options.listen)
   stack.defer(() => server.close())
   log.info({ url }, 'listening')
