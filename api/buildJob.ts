@@ -21,7 +21,7 @@ const spec = z
     ),
   )
 
-const buildJobPhase = z.enum(['Queued', 'Running', 'Replicating', 'Succeeded', 'Failed', 'Cancelled'])
+export const buildJobPhase = z.enum(['Queued', 'Running', 'Replicating', 'Succeeded', 'Failed', 'Cancelled'])
 export type BuildJobPhase = z.infer<typeof buildJobPhase>
 
 const status = z.object({

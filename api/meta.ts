@@ -49,12 +49,13 @@ export const duration = z
   .max(32)
   .regex(/^([0-9]+(ms|s|m|h))+$/)
 
-const unitMs: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }
+const unitMs: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
 
-/** Milliseconds of a `duration`. */
+/** Milliseconds of a `duration`; `d` is a day. */
 export function durationMs(text: string): number {
   let total = 0
-  for (const [, count, unit] of text.matchAll(/([0-9]+)(ms|s|m|h)/g)) total += Number(count) * (unitMs[unit ?? ''] ?? 0)
+  for (const [, count, unit] of text.matchAll(/([0-9]+)(ms|s|m|h|d)/g))
+    total += Number(count) * (unitMs[unit ?? ''] ?? 0)
   return total
 }
 

@@ -47,9 +47,12 @@ export type ClaimAnswer = z.infer<typeof claimAnswer>
 export const heartbeatAnswer = z.object({ leaseMs: z.int(), cancel: z.boolean() })
 
 export const logRequest = jobClaim.extend({
-  offset: z.int().min(0).describe('Where in the kept log this text goes, in bytes.'),
+  offset: z.int().min(0).describe('Where in all that was printed this text is, in bytes; a gap was left out.'),
   text: z.string().max(1_000_000),
 })
+
+/** Of an attempt's log, about so much of its beginning and of its end is kept. */
+export const keptLogBytes = { head: 4 << 20, tail: 1 << 20 }
 
 export const uploadStartRequest = jobClaim.extend({ sizeBytes: z.int().min(1) })
 export const uploadStartAnswer = z.object({ uploadId: z.string(), partSizeBytes: z.int() })

@@ -10,3 +10,10 @@ export const artifactKey = (namespace: string, artifact: string, token: string) 
 
 /** The key of the blob's descriptor. */
 export const descriptorKey = (blobKey: string) => `${blobKey}.torrent`
+
+/**
+ * The key of the log of a job that is over, in the home bucket. It begins with what no namespace is called, so that no
+ * artifact's key is below it or above; `digest` is of its bytes, so that no two writers overwrite each other.
+ */
+export const logKey = (job: { namespace: string; name: string; id: number }, digest: string) =>
+  `_logs/${job.namespace}/${job.name}/${job.id}-${digest.slice(0, 16)}.log.gz`

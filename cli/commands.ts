@@ -2,15 +2,19 @@
 import type { Command } from 'commander'
 import { addCancel } from './cancel.ts'
 import { addEnroll } from './enroll.ts'
+import { addJobs } from './jobs.ts'
 import { addKeys } from './keys.ts'
 import { addLogs } from './logs.ts'
+import { addRebuild } from './rebuild.ts'
 import { addWorkers } from './workers.ts'
 
 /** Adds every command to the program. */
 export function addCommands(program: Command): void {
   addCancel(program)
   addEnroll(program)
+  addJobs(program)
   addKeys(program)
   addLogs(program)
+  addRebuild(program)
   addWorkers(program)
 }

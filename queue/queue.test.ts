@@ -8,7 +8,7 @@ import { Database } from '../runtime/sql.ts'
 import { cancel, findJob, markSucceeded, positions, setPriority } from './control.ts'
 import { enqueue } from './enqueue.ts'
 import { heartbeat, recordUpload, requeueLost } from './lease.ts'
-import { appendLog, readLog } from './log.ts'
+import { appendLog } from './log.ts'
 import { claim, finish } from './turn.ts'
 
 const test = suite('queue')
@@ -253,17 +253,6 @@ test('a cancelled job is never handed out; a running one is told at its heartbea
     phases.map((job) => job?.phase),
     ['Cancelled', 'Cancelled'],
   )
-})
-
-test('the log is that of the last attempt', async () => {
-  await push(1)
-  const first = await take('w', 1)
-  await appendLog(database, first.claim, 0, 'first attempt')
-  await requeueLost(database, first.claim)
-  const second = await take('w', 2)
-  await appendLog(database, second.claim, 6, 'attempt')
-  await appendLog(database, second.claim, 0, 'second ')
-  assert.is(await readLog(database, second.job.id), 'second attempt')
 })
 
 test.after(async () => {

@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto'
+import { EventEmitter } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
@@ -16,6 +17,10 @@ import { Replicas } from '../artifacts/replicas.ts'
 import { registerConsole } from '../console/routes.ts'
 import { ArtifactController } from '../controllers/artifact/controller.ts'
 import { BuildJobController } from '../controllers/buildJob/controller.ts'
+import { FinishedJobs } from '../controllers/buildJob/finishedJobs.ts'
+import { HistoryPruner } from '../controllers/buildJob/historyPruner.ts'
+import { registerHistoryRoutes } from '../controllers/buildJob/historyRoutes.ts'
+import { LogKeeper } from '../controllers/buildJob/logKeeper.ts'
 import { registerLogRoute } from '../controllers/buildJob/logRoute.ts'
 import { registerWorkerRoutes } from '../controllers/buildJob/routes.ts'
 import { replicatingJobs, targetOf } from '../controllers/buildJob/target.ts'
@@ -33,6 +38,7 @@ import { RegionDirectory } from '../controllers/region/directory.ts'
 import { registerRegionRoutes } from '../controllers/region/routes.ts'
 import { Broker } from '../queue/broker.ts'
 import { HealthChecker } from '../queue/healthChecker.ts'
+import type { Job } from '../queue/job.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
 import { Cluster, type Selection } from '../runtime/cluster.ts'
 import { core } from '../runtime/core.ts'
@@ -79,6 +85,11 @@ const settings = {
   /** Regions grant for 60 s after an index. */
   indexRenew: spanMs('20s'),
   electionLease: spanMs('15s'),
+  /** How long BuildJobs that have ended stay in the API, and how many at most. */
+  jobTtl: spanMs('24h'),
+  jobLimit: z.coerce.number().int().min(0).default(5000),
+  /** How long their rows and logs stay. */
+  history: spanMs('90d'),
 }
 
 /** `shoal hub`: HTTP on every replica, controllers on the one that leads. */
@@ -121,7 +132,18 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   const pipeline = (key: string) => pipelines.get(key)
   const common = { cluster, log, metrics, clock, events }
 
-  const buildJobController = new BuildJobController({ ...common, database: builds, buildJobs, pipeline })
+  const homeStore = () => directory.homeStore()
+  const finished = new FinishedJobs({ ...common, buildJobs, ttlMs: options.jobTtl, limit: options.jobLimit })
+  const horizonMs = () => finished.horizonMs()
+  const buildJobController = new BuildJobController({ ...common, database: builds, buildJobs, pipeline, horizonMs })
+  // A commit that a branch is still at would be built again, if its row were gone.
+  const tips = new Map<string, Set<string>>()
+  const isNeeded = ({ namespace, name, pipeline: of, commit }: Job) => {
+    const [key, owner] = [`${namespace}/${name}`, `${namespace}/${of}`]
+    const isTip = pipelines.get(owner) !== undefined && tips.get(owner)?.has(commit) !== false
+    return isTip || artifacts.get(key) !== undefined || buildJobs.get(key) !== undefined
+  }
+  const history = { ...common, database: builds, homeStore }
   const broker = new Broker({
     ...{ database: builds, clock, log, metrics },
     targetOf: targetOf({ pipeline, regions: directory }),
@@ -185,11 +207,17 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   })
   const controllers = [
     buildJobController,
+    finished,
+    new LogKeeper(history),
+    new HistoryPruner({ ...history, historyMs: options.history, isNeeded }),
     artifactController,
     regionController,
     index,
     goalStateController,
-    pipelineController({ ...common, database: builds, pipelines, readSecret, onChange: queued }),
+    pipelineController({
+      ...{ ...common, database: builds, pipelines, readSecret, onChange: queued },
+      onPolled: (key, commits) => tips.set(key, new Set(commits)),
+    }),
     configRepoController({ ...common, configRepos }),
     healthChecker,
     workersController,
@@ -204,6 +232,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     ready: () => (synced ? [] : ['not every kind was listed yet']),
   })
   const tokens = new TokenReviewer(cluster, 'shoal-hub')
+  const jobsHere = new EventEmitter().setMaxListeners(0)
   registerWebhook(server, { database: builds, pipeline, readSecret, metrics, log, onChange: queued })
   registerWorkerRoutes(server, {
     database: builds,
@@ -216,6 +245,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     broker,
     claimHoldMs: options.claimHold,
     onChange: queued,
+    onJob: (id) => jobsHere.emit(String(id)),
   })
   registerRegionRoutes(server, {
     regions: directory,
@@ -223,15 +253,10 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     tokens,
     onChange: (changed) => artifactController.notify(changed),
   })
-  const people = new TokenReviewer(cluster, undefined)
-  registerLogRoute(server, { cluster, database: builds, tokens: people })
-  registerWorkersRoute(server, {
-    cluster,
-    database: builds,
-    tokens: people,
-    namespace: options.namespace,
-    alarmMs: options.alarm,
-  })
+  const people = { cluster, database: builds, tokens: new TokenReviewer(cluster, undefined) }
+  registerLogRoute(server, { ...people, homeStore, jobs: jobsHere, clock })
+  registerHistoryRoutes(server, { ...people, buildJob: (key) => buildJobs.get(key), pipeline, onChange: queued })
+  registerWorkersRoute(server, { ...people, namespace: options.namespace, alarmMs: options.alarm })
   registerConsole(server)
   const { url } = await listen(server, options.listen)
   stack.defer(() => server.close())

@@ -5,7 +5,7 @@
 import { readFileSync } from 'node:fs'
 import { z } from 'zod'
 import { ShoalError } from '../api/errors.ts'
-import { duration, durationMs } from '../api/meta.ts'
+import { durationMs } from '../api/meta.ts'
 
 /** A file that must be there when the role starts; the setting's value is its path. */
 export const file = z.string().refine((path) => {
@@ -17,8 +17,13 @@ export const file = z.string().refine((path) => {
   }
 }, 'no such file, or it can’t be read')
 
-/** A span of time, as `30s`; parsed to milliseconds. */
-export const spanMs = (fallback: string) => duration.default(fallback).transform(durationMs)
+/** A span of time, as `30s` or `90d`; parsed to milliseconds. */
+export const spanMs = (fallback: string) =>
+  z
+    .string()
+    .regex(/^([0-9]+(ms|s|m|h|d))+$/, 'want a span of time, as 30s, 1h30m or 90d')
+    .default(fallback)
+    .transform(durationMs)
 
 /** `host:port` to listen on; port 0 takes a free one. */
 export const address = z

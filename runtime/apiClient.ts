@@ -10,7 +10,7 @@
  * It promises that a neighbour's failure (a reset, a silence, a restart, garbage) is an error of `api/errors.ts` or is
  * borne, never a crash, a hang or a wrong answer. Time and randomness can be passed in wherever they matter.
  */
-import { Agent, request as send } from 'undici'
+import { Agent, type Dispatcher, request as send } from 'undici'
 import { z } from 'zod'
 import { type ErrorCode, errorCodes, Fenced, ShoalError, Stalled, Transient, Waiting } from '../api/errors.ts'
 
@@ -80,25 +80,56 @@ export class ApiClient implements AsyncDisposable {
   ): Promise<Buffer> {
     const timeoutMs = options.timeoutMs ?? this.#options.timeoutMs ?? 15_000
     const timeout = AbortSignal.timeout(timeoutMs)
+    const signal = options.signal ? AbortSignal.any([options.signal, timeout]) : timeout
     const token = await this.#options.token?.()
     try {
-      const { statusCode, headers, body } = await send(new URL(path, this.#options.baseUrl), {
-        method,
-        dispatcher: this.#agent,
-        signal: options.signal ? AbortSignal.any([options.signal, timeout]) : timeout,
-        headers: {
-          ...(token !== undefined && { authorization: `Bearer ${token}` }),
-          ...(options.body !== undefined && { 'content-type': 'application/json' }),
-        },
-        ...(options.body !== undefined && { body: JSON.stringify(options.body) }),
-      })
-      const bytes = await limited(body)
-      if (statusCode < 400) return bytes
-      throw fromAnswer(statusCode, bytes, Number(headers['retry-after']))
+      return await limited(await this.#send(method, path, { token, body: options.body, signal }))
     } catch (error) {
       if (error instanceof ShoalError) throw error
       return this.#failed(error, options.signal, timeoutMs)
     }
+  }
+
+  /** The answer's bytes as they come, however long that takes; `Transient` when none came for `silenceMs` (60 s). */
+  async *stream(
+    path: string,
+    options: { accept?: string; silenceMs?: number; signal?: AbortSignal } = {},
+  ): AsyncGenerator<Buffer> {
+    const { accept, silenceMs = 60_000, signal } = options
+    const token = await this.#options.token?.()
+    try {
+      yield* await this.#send('GET', path, { token, accept, signal, silenceMs })
+    } catch (error) {
+      if (error instanceof ShoalError) throw error
+      this.#failed(error, signal, silenceMs)
+    }
+  }
+
+  /** The answer's body, when it is not an error. */
+  async #send(
+    method: Dispatcher.HttpMethod,
+    path: string,
+    options: Pick<RequestOptions<never>, 'body' | 'signal'> & {
+      token: string | undefined
+      accept?: string | undefined
+      silenceMs?: number
+    },
+  ): Promise<Dispatcher.ResponseData['body']> {
+    const { token, body: given, accept, signal, silenceMs } = options
+    const { statusCode, headers, body } = await send(new URL(path, this.#options.baseUrl), {
+      method,
+      dispatcher: this.#agent,
+      ...(signal && { signal }),
+      ...(silenceMs !== undefined && { headersTimeout: silenceMs, bodyTimeout: silenceMs }),
+      headers: {
+        ...(token !== undefined && { authorization: `Bearer ${token}` }),
+        ...(accept !== undefined && { accept }),
+        ...(given !== undefined && { 'content-type': 'application/json' }),
+      },
+      ...(given !== undefined && { body: JSON.stringify(given) }),
+    })
+    if (statusCode < 400) return body
+    throw fromAnswer(statusCode, await limited(body), Number(headers['retry-after']))
   }
 
   get #host(): string {
@@ -108,7 +139,7 @@ export class ApiClient implements AsyncDisposable {
   #failed(error: unknown, signal: AbortSignal | undefined, timeoutMs: number): never {
     signal?.throwIfAborted()
     const { name, message } = error as Error
-    if (name === 'TimeoutError')
+    if (['TimeoutError', 'HeadersTimeoutError', 'BodyTimeoutError'].includes(name))
       throw new Transient('Timeout', `${this.#host}: no answer within ${timeoutMs} ms`, { cause: error })
     throw new Transient('Unavailable', `${this.#host}: ${message}`, { cause: error })
   }

@@ -1,15 +1,19 @@
 import { execFile } from 'node:child_process'
 import { createHmac } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { Agent, request } from 'undici'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BuildJob } from '../api/buildJob.ts'
+import type { JobRecord } from '../api/jobApi.ts'
+import { until } from '../hack/parts/process.ts'
+import { bucket } from '../hack/story/parts.ts'
 import { addPipeline, ended, outcome } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
+// timeout: 300 s
 const run = promisify(execFile)
 const test = suite('builds on the whole system')
 let up: TestSystem
@@ -89,6 +93,26 @@ test('shoal cancel ends a running build; a job that is not there is named', () =
     assert.is((await ended(up, job)).status?.phase, 'Cancelled')
     const refusal = await shoal('cancel', 'nobody').catch((error: { code: number; stderr: string }) => error)
     assert.match('stderr' in refusal ? refusal.stderr : '', /there is no BuildJob nobody/)
+  }))
+
+test('shoal rebuild builds a commit again, shoal logs follows it to its end and into the bucket, shoal jobs lists both', () =>
+  up.explain(async () => {
+    const pipeline = await addPipeline(up, 'again')
+    const { job } = await pipeline.push('mkdir out; echo 1 >out/a; echo this is said')
+    assert.is((await ended(up, job)).status?.phase, 'Succeeded')
+    const hub = ['--hub', up.system.state.hub.url]
+    assert.is((await shoal('rebuild', job, ...hub)).stdout, `${job}-2 is queued\n`)
+    const { stdout, stderr } = await shoal('logs', '-f', `${job}-2`, ...hub)
+    assert.match(stdout, /^this is said$/m)
+    assert.match(stderr, new RegExp(`^${job}-2 succeeded$`, 'm'))
+    const { stdout: json } = await shoal('jobs', '--pipeline', 'again', '-o', 'json', ...hub)
+    const listed = (JSON.parse(json) as JobRecord[]).map(({ name, phase }) => `${name} ${phase}`)
+    assert.equal(listed, [`${job}-2 Succeeded`, `${job} Succeeded`])
+    const { namespace, stores } = up.system.state
+    const folder = join(stores[0]?.dir ?? '', bucket, '_logs', namespace, `${job}-2`)
+    const inBucket = async () => (await readdir(folder)).length === 1
+    await until('its log is in the bucket', inBucket, { timeoutMs: 30_000 })
+    await until('and nowhere else', async () => (await shoal('logs', `${job}-2`, ...hub)).stdout === stdout)
   }))
 
 test('with onPush: CancelOlder a push ends the build of the one before it', () =>

@@ -15,6 +15,8 @@ const { SHOAL_TEST_MYSQL: up, SHOAL_TEST_MYSQL_DOWN: down } = process.env
 const files = [
   'runtime/sql.test.ts',
   'queue/queue.test.ts',
+  'queue/log.test.ts',
+  'queue/history.test.ts',
   'queue/healthChecker.test.ts',
   'fleet/fleet.test.ts',
   'artifacts/replicator.test.ts',

@@ -28,7 +28,7 @@ import { findJob } from '../queue/control.ts'
 import { enqueue } from '../queue/enqueue.ts'
 import type { Job } from '../queue/job.ts'
 import { heartbeat, recordUpload, requireLease } from '../queue/lease.ts'
-import { appendLog, readLog } from '../queue/log.ts'
+import { appendLog, leftOut, logParts } from '../queue/log.ts'
 import { claim, finish } from '../queue/turn.ts'
 import { createLogger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
@@ -216,7 +216,19 @@ export class Fixture implements AsyncDisposable {
     return job
   }
 
-  log = async (name: string): Promise<string> => readLog(this.database, (await this.job(name)).id)
+  /** What has come of the last attempt's log. */
+  async log(name: string): Promise<string> {
+    const { id: jobId, claims: attempt } = await this.job(name)
+    let [text, offset] = ['', 0]
+    for (;;) {
+      const parts = await logParts(this.database, { jobId, attempt, offset })
+      if (parts.length === 0) return text
+      for (const part of parts) {
+        text += `${part.offset > offset ? leftOut(part.offset - offset) : ''}${part.text}`
+        offset = part.offset + part.text.length
+      }
+    }
+  }
 
   /** The job, once it is in one of the phases. */
   async reaches(name: string, phases: Job['phase'][], timeoutMs = 20_000): Promise<Job> {

@@ -25,6 +25,8 @@ export class JobLog {
   readonly #options: JobLogOptions
   readonly #mask: Mask
   readonly #kept = new KeptLog()
+  /** Taken, and not yet known to be with the hub. */
+  #waiting: LogChunk | undefined
 
   constructor(options: JobLogOptions) {
     this.#options = options
@@ -55,31 +57,41 @@ export class JobLog {
       .trim()
   }
 
-  /** Sends a chunk per interval until the signal, then all the rest. What the hub doesn't take in the end is lost. */
+  /**
+   * Once an interval sends what was printed until then, so that a worker that dies takes no more of it along; after the
+   * signal all the rest. What the hub doesn't take in the end is lost.
+   */
   async send(signal: AbortSignal): Promise<void> {
     const { clock, intervalMs = 1000, lease, log } = this.#options
-    let waiting: LogChunk | undefined
     while (!signal.aborted && !lease.signal.aborted) {
-      await clock.sleep(intervalMs, signal).catch(() => undefined)
-      waiting ??= this.#kept.next()
-      if (waiting && (await this.#post(waiting).catch(() => false))) waiting = undefined
+      const begun = clock.monotonic()
+      // What it doesn't take now it is offered again.
+      await this.#sendTo(this.#kept.printedBytes, (chunk) => this.#post(chunk)).catch(() => undefined)
+      await clock.sleep(Math.max(0, intervalMs - (clock.monotonic() - begun)), signal).catch(() => undefined)
     }
     this.#kept.add(this.#mask.end())
     this.#kept.end()
     const inTime = AbortSignal.any([lease.signal, AbortSignal.timeout(restMs)])
     try {
-      for (let chunk = waiting ?? this.#kept.next(); chunk; chunk = this.#kept.next()) {
-        const rest = chunk
-        await retry(20, inTime, () => this.#post(rest))
-      }
+      await this.#sendTo(this.#kept.printedBytes, (chunk) => retry(20, inTime, () => this.#post(chunk)))
     } catch (error) {
       if (!lease.signal.aborted) log.error({ err: error }, 'the end of a log was not sent')
     }
   }
 
-  async #post(chunk: LogChunk): Promise<true> {
+  async #sendTo(end: number, send: (chunk: LogChunk) => Promise<void>): Promise<void> {
+    for (;;) {
+      this.#waiting ??= this.#kept.next()
+      if (!this.#waiting) return
+      const { offset } = this.#waiting
+      await send(this.#waiting)
+      this.#waiting = undefined
+      if (offset >= end) return
+    }
+  }
+
+  async #post(chunk: LogChunk): Promise<void> {
     await this.#options.lease.call('log', chunk, { timeoutMs: 5000 })
-    return true
   }
 }
 

@@ -1,8 +1,9 @@
 import { Buffer } from 'node:buffer'
+import { keptLogBytes } from '../api/workerApi.ts'
 
-/** A part of the kept log, to be sent as it is. */
+/** A part of what was printed. What lies between it and the one before was left out. */
 export interface LogChunk {
-  /** In bytes of the kept log. */
+  /** In bytes of all that was printed. */
   offset: number
   text: string
 }
@@ -13,88 +14,90 @@ interface Limits {
   chunkBytes: number
 }
 
-const defaults: Limits = { headBytes: 4 << 20, tailBytes: 1 << 20, chunkBytes: 256 << 10 }
+const defaults: Limits = { headBytes: keptLogBytes.head, tailBytes: keptLogBytes.tail, chunkBytes: 256 << 10 }
+/** Kept to be shown when the job fails. */
+const lastBytes = 4096
 
-/** Keeps the head and the tail of an output in bounded memory, and gives them away in chunks. */
+/** Whole characters, of chunkBytes at most. */
+interface Block {
+  offset: number
+  bytes: Buffer
+  used: number
+}
+
+/** Holds what was printed until it is taken: all of the head, and of what comes after it the end, in bounded memory. */
 export class KeptLog {
   readonly #limits: Limits
   readonly #decoder = new TextDecoder()
-  /** The head, and at the end the tail too; grows by doubling. */
-  #kept = Buffer.alloc(0)
-  #keptBytes = 0
+  #blocks: Block[] = []
+  #printedBytes = 0
   #takenBytes = 0
-  /** A ring: the byte at n of what came after the head is at n modulo its length. */
-  #ring = Buffer.alloc(0)
-  #afterHeadBytes = 0
-  #ended = false
-  #offset = 0
+  #last = Buffer.alloc(0)
 
   constructor(limits: Partial<Limits> = {}) {
     this.#limits = { ...defaults, ...limits }
   }
 
+  /** How much was printed. */
+  get printedBytes(): number {
+    return this.#printedBytes
+  }
+
   add(bytes: Buffer): void {
-    const room = this.#limits.headBytes - this.#keptBytes
-    this.#keep(bytes.subarray(0, room))
-    if (bytes.length <= room) return
-    const { tailBytes } = this.#limits
-    if (this.#ring.length === 0) this.#ring = Buffer.alloc(tailBytes)
-    this.#afterHeadBytes += bytes.length - room
-    // Only the last bytes of a large chunk matter; they end at #afterHeadBytes.
-    const last = bytes.subarray(Math.max(room, bytes.length - tailBytes))
-    const at = (this.#afterHeadBytes - last.length) % tailBytes
-    const copied = last.copy(this.#ring, at)
-    last.copy(this.#ring, 0, copied)
+    this.#push(this.#decoder.decode(bytes, { stream: true }))
   }
 
-  #keep(bytes: Buffer): void {
-    if (this.#keptBytes + bytes.length > this.#kept.length) {
-      const grown = Buffer.alloc(Math.max(2 * this.#kept.length, this.#keptBytes + bytes.length, 64 << 10))
-      this.#kept.copy(grown)
-      this.#kept = grown
-    }
-    bytes.copy(this.#kept, this.#keptBytes)
-    this.#keptBytes += bytes.length
-  }
-
-  /** The last bytes, not more than a few KB of them. */
-  lastText(maxBytes: number): string {
-    const all = this.#ended || this.#afterHeadBytes === 0 ? this.#kept.subarray(0, this.#keptBytes) : this.#tail()
-    return all.subarray(-maxBytes).toString()
-  }
-
-  /** No more is added; the tail comes after the head. */
+  /** No more is added. */
   end(): void {
-    if (this.#ended) return
-    this.#ended = true
-    const tail = this.#tail()
-    let leftOut = this.#afterHeadBytes - tail.length
-    if (leftOut > 0) {
-      // The tail begins with a line, where one begins soon.
-      const cut = tail.subarray(0, 4096).indexOf('\n') + 1
-      leftOut += cut
-      this.#keep(Buffer.from(`\n… ${leftOut} bytes left out …\n`))
-      this.#keep(tail.subarray(cut))
-    } else this.#keep(tail)
-    this.#ring = Buffer.alloc(0)
+    this.#push(this.#decoder.decode())
   }
 
-  #tail(): Buffer {
-    const at = this.#afterHeadBytes % (this.#ring.length || 1)
-    return this.#afterHeadBytes <= this.#ring.length
-      ? this.#ring.subarray(0, this.#afterHeadBytes)
-      : Buffer.concat([this.#ring.subarray(at), this.#ring.subarray(0, at)])
+  #push(text: string): void {
+    const bytes = Buffer.from(text)
+    this.#last = Buffer.concat([this.#last, bytes.subarray(-lastBytes)]).subarray(-lastBytes)
+    for (let from = 0; from < bytes.length; ) {
+      const block = this.#room()
+      const to = characterStart(bytes, from + block.bytes.length - block.used)
+      bytes.copy(block.bytes, block.used, from, to)
+      block.used += to - from
+      this.#printedBytes += to - from
+      from = to
+    }
   }
 
-  /** The next part, at most chunkBytes of the output; undefined when there is none for now. */
+  /** A block that a whole character fits in. */
+  #room(): Block {
+    const last = this.#blocks.at(-1)
+    if (last && last.bytes.length - last.used >= 4) return last
+    const { headBytes, tailBytes, chunkBytes } = this.#limits
+    const oldest = this.#blocks.findIndex(({ offset }) => offset >= headBytes)
+    const { offset = 0, used = 0 } = this.#blocks[oldest] ?? {}
+    if (oldest >= 0 && this.#printedBytes - offset - used >= tailBytes) this.#blocks.splice(oldest, 1)
+    const block = { offset: this.#printedBytes, bytes: Buffer.allocUnsafe(chunkBytes), used: 0 }
+    this.#blocks.push(block)
+    return block
+  }
+
+  /** The end of what was printed, not more than some KB of it. */
+  lastText(maxBytes: number): string {
+    return this.#last.subarray(-maxBytes).toString()
+  }
+
+  /** The next part; undefined when there is none. After a gap it begins with a line, where one begins soon. */
   next(): LogChunk | undefined {
-    const to = Math.min(this.#keptBytes, this.#takenBytes + this.#limits.chunkBytes)
-    const bytes = this.#kept.subarray(this.#takenBytes, to)
-    this.#takenBytes = to
-    const text = this.#decoder.decode(bytes, { stream: !(this.#ended && to === this.#keptBytes) })
-    if (text === '') return undefined
-    const offset = this.#offset
-    this.#offset += Buffer.byteLength(text)
-    return { offset, text }
+    const block = this.#blocks.shift()
+    if (!block) return undefined
+    const { offset, used } = block
+    const bytes = block.bytes.subarray(0, used)
+    const cut = offset > this.#takenBytes ? bytes.subarray(0, 4096).indexOf('\n') + 1 : 0
+    this.#takenBytes = offset + used
+    return { offset: offset + cut, text: bytes.toString('utf8', cut) }
   }
+}
+
+/** The last place at or before `at` where a character begins. */
+function characterStart(bytes: Buffer, at: number): number {
+  let start = Math.min(at, bytes.length)
+  while (start < bytes.length && ((bytes[start] ?? 0) & 0xc0) === 0x80) start--
+  return start
 }

@@ -227,6 +227,7 @@ test('it is deployable, and its job succeeded, only when every region has it', a
     ['Deployable=True', 'Ready=True'],
   )
   await until('the job to succeed', () => queue.get(id)?.succeeded)
+  assert.is(deployable.metadata.ownerReferences, undefined, 'it outlives its BuildJob')
   assert.is((await far.readBack(facts.key)).digest, facts.digest)
   const statement = verify(deployable.spec.provenance ?? '', 'application/vnd.in-toto+json', [signingKey])
   const { subject, predicate } = JSON.parse(Buffer.from(statement).toString())

@@ -4,9 +4,11 @@
  */
 import { isDeepStrictEqual } from 'node:util'
 import { BuildJob } from '../../api/buildJob.ts'
+import type { ErrorCode } from '../../api/errors.ts'
 import type { Pipeline } from '../../api/pipeline.ts'
 import { cancel, changedSince, findJob, findJobs, positions, setPriority } from '../../queue/control.ts'
 import { enqueue } from '../../queue/enqueue.ts'
+import { unfinishedJobs } from '../../queue/history.ts'
 import type { Job } from '../../queue/job.ts'
 import { leases } from '../../queue/lease.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
@@ -18,6 +20,7 @@ import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
 import type { Database } from '../../runtime/sql.ts'
+import { deletedAfterMs } from './finishedJobs.ts'
 import { buildJobStatus, isFinal } from './status.ts'
 
 export interface BuildJobControllerOptions {
@@ -32,6 +35,8 @@ export interface BuildJobControllerOptions {
   clock?: Clock
   /** Between two looks at the rows. Default: 300 ms. */
   pollMs?: number
+  /** What ended before gets no object any more: Unix milliseconds. Default: none. */
+  horizonMs?: () => number
 }
 
 const fieldManager = 'shoal-buildjob'
@@ -39,8 +44,6 @@ const fieldManager = 'shoal-buildjob'
 const overlapMs = 10_000
 /** How much of the line is shown with its position. */
 const shownPositions = 100
-/** A finished job without an object is one somebody deleted, unless it finished just now. */
-const deletedAfterMs = 600_000
 
 /** How soon a BuildJob of a Pipeline that isn't there looks for it again. */
 const pipelineCheckMs = 3000
@@ -77,10 +80,11 @@ export class BuildJobController {
 
   async #poll(signal: AbortSignal): Promise<void> {
     const { database, log, pollMs = 300 } = this.#options
-    let sinceMs = 0
+    let sinceMs: number | undefined
     while (!signal.aborted) {
       this.#wake = new AbortController()
       try {
+        sinceMs ??= await this.#begin()
         // By pages: more rows than one holds may change within the overlap.
         let since: { ms: number; afterId: number } | undefined = { ms: sinceMs - overlapMs, afterId: 0 }
         while (since) {
@@ -102,6 +106,14 @@ export class BuildJobController {
       }
       await this.#clock.sleep(pollMs, AbortSignal.any([signal, this.#wake.signal])).catch(() => undefined)
     }
+  }
+
+  /** Of all that was before, only what is not over, and what just is, may lack its object. Since when to look for changes. */
+  async #begin(): Promise<number> {
+    const { database } = this.#options
+    const nowMs = await database.now()
+    for (const job of await unfinishedJobs(database)) this.#controller.enqueue(keyOf(job))
+    return nowMs - deletedAfterMs
   }
 
   /** A claim changes no row of `job`: it is in the lease. */
@@ -135,33 +147,48 @@ export class BuildJobController {
       if (object && !object.metadata.deletionTimestamp) return this.#adopt(object)
       return
     }
+    if (object && (object.spec.commit !== job.commit || object.spec.pipelineRef !== job.pipeline)) {
+      const message = `${name} was the build of ${job.pipeline} ${job.commit.slice(0, 12)}: take another name`
+      return this.#stall(object, 'Conflict', message)
+    }
     if (object) {
       if (object.spec.cancel && !job.cancel) await cancel(this.#options.database, job.id)
       if (object.spec.priority !== job.priority) await setPriority(this.#options.database, job.id, object.spec.priority)
-    } else if (isFinal(job) && this.#clock.now() - (job.finishedAtMs ?? 0) > deletedAfterMs) return
+    } else if (isFinal(job) && this.#mayBeDeleted(job)) return
     const current = object ?? (await this.#create(job))
     await this.#writeStatus(current, (await findJob(this.#options.database, namespace, name)) ?? job)
     return
   }
 
-  /** A BuildJob somebody made gets its row. */
+  /** Whether somebody deleted its object, or it was removed for its age. */
+  #mayBeDeleted({ finishedAtMs }: Job): boolean {
+    const endedMs = finishedAtMs ?? 0
+    return this.#clock.now() - endedMs > deletedAfterMs || endedMs < (this.#options.horizonMs?.() ?? 0)
+  }
+
+  /** A BuildJob somebody made gets its row. One that has ended had its own, which is no longer kept. */
   async #adopt(object: BuildJob): Promise<ReconcileResult> {
+    if (isFinal(object.status ?? {})) return
     const { database, pipeline } = this.#options
     const { namespace = '', name } = object.metadata
     const { pipelineRef, commit, ref, priority } = object.spec
     const known = pipeline(`${namespace}/${pipelineRef}`)
     if (!known) {
-      const standing = { is: 'Stalled', reason: 'NotFound', message: `there is no Pipeline ${pipelineRef}` } as const
-      const before = object.status?.conditions ?? []
-      const conditions = standingConditions(before, standing, object.metadata.generation, this.#clock.now())
-      const status = { message: standing.message, conditions }
-      if (!isDeepStrictEqual(before, conditions)) await this.#apply(namespace, name, status)
+      await this.#stall(object, 'NotFound', `there is no Pipeline ${pipelineRef}`)
       return { afterMs: pipelineCheckMs }
     }
     const maxJobs = known.spec.concurrency.max
     await enqueue(database, { namespace, pipeline: pipelineRef, commit, ref, priority, maxJobs, name })
     this.#controller.enqueue(`${namespace}/${name}`)
     return
+  }
+
+  async #stall({ metadata, status }: BuildJob, reason: ErrorCode, message: string): Promise<undefined> {
+    const before = status?.conditions ?? []
+    const standing = { is: 'Stalled', reason, message } as const
+    const conditions = standingConditions(before, standing, metadata.generation, this.#clock.now())
+    if (isDeepStrictEqual(before, conditions)) return
+    await this.#apply(metadata.namespace ?? '', metadata.name, { message, conditions })
   }
 
   async #create(job: Job): Promise<BuildJob> {

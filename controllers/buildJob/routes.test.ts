@@ -23,7 +23,7 @@ import { Broker } from '../../queue/broker.ts'
 import { cancel, findJob } from '../../queue/control.ts'
 import { enqueue } from '../../queue/enqueue.ts'
 import { requeueLost } from '../../queue/lease.ts'
-import { readLog } from '../../queue/log.ts'
+import { logParts } from '../../queue/log.ts'
 import { ApiClient } from '../../runtime/apiClient.ts'
 import { systemClock } from '../../runtime/clock.ts'
 import { ApiError, Cluster } from '../../runtime/cluster.ts'
@@ -92,6 +92,7 @@ parts.defer(async () => {
   stop.abort()
   await brokering
 })
+const heardOf: number[] = []
 const server = createServer({ log, metrics: new Metrics() })
 registerWorkerRoutes(server, {
   database,
@@ -103,6 +104,7 @@ registerWorkerRoutes(server, {
   leaseMs: 30_000,
   broker,
   claimHoldMs: 300,
+  onJob: (id) => heardOf.push(id),
 })
 const { url } = await listen(server, { host: '127.0.0.1', port: 0 })
 parts.defer(() => server.close())
@@ -139,6 +141,8 @@ async function claimed() {
   assert.is(job?.name, name)
   return { name, job, held: { jobId: job?.jobId ?? 0, token: job?.token ?? '' } }
 }
+const logOf = async (jobId: number) =>
+  (await logParts(database, { jobId, attempt: 1, offset: 0 })).map(({ text }) => text.toString()).join('')
 /** Every route that names a job, with a body that is valid. */
 const digest = `sha256:${'b'.repeat(64)}`
 const sha256 = Buffer.alloc(32).toString('base64')
@@ -185,9 +189,11 @@ test('a build is claimed, shown alive, logged, uploaded and finished', async () 
   const running = await findJob(database, 'demo', name)
   assert.equal(JSON.parse(running?.target ?? '').regions, ['far', 'home'])
   assert.equal(heartbeatAnswer.parse(await post('heartbeat', held)), { leaseMs: 30_000, cancel: false })
+  assert.is(heardOf.pop(), held.jobId, 'of the claim')
   await post('log', { ...held, offset: 0, text: 'hello ' })
+  assert.is(heardOf.pop(), held.jobId, 'of its log')
   await post('log', { ...held, offset: 6, text: 'world' })
-  assert.match(await readLog(database, held.jobId), 'hello world')
+  assert.is(await logOf(held.jobId), 'hello world')
 
   assert.is(await codeOf(post('finish', { ...held, outcome: { result: 'Built' } })), 'Fenced', 'nothing was uploaded')
   assert.is((await findJob(database, 'demo', name))?.phase, 'Running')
@@ -222,7 +228,7 @@ test('a token that is not the latest is refused on every route and changes nothi
   }
   const kept = await findJob(database, 'demo', name)
   assert.equal([kept?.phase, kept?.facts], ['Running', null])
-  assert.is((await readLog(database, held.jobId)).length, 0)
+  assert.is(await logOf(held.jobId), '')
   await post('heartbeat', { jobId: job?.jobId, token: job?.token })
 })
 

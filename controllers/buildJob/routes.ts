@@ -41,6 +41,8 @@ export interface WorkerRoutesOptions {
   claimHoldMs: number
   /** A job's row changed. */
   onChange?: () => void
+  /** A job was claimed here, said something or ended: its row's id. */
+  onJob?: (id: number) => void
 }
 
 type Request = { headers: { authorization?: string | undefined }; body: unknown }
@@ -49,7 +51,7 @@ const presignSeconds = 600
 
 /** POST /v1/worker/… (api/workerApi.ts): what workers say to the hub. Any replica answers any of it. */
 export function registerWorkerRoutes(server: Server, options: WorkerRoutesOptions): void {
-  const { database, broker, regions, leaseMs, onChange } = options
+  const { database, broker, regions, leaseMs, onChange, onJob } = options
   // A worker counts its lease from when it asked, and says its first heartbeat after a third.
   const holdMs = Math.min(options.claimHoldMs, leaseMs / 3)
   const worker = `system:serviceaccount:${options.namespace}:shoal-worker`
@@ -72,6 +74,7 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     const taken = await broker.ask(claimRequest.parse(body), { waitMs, signal })
     if (!taken) return { pollAfterMs: 0 }
     onChange?.()
+    onJob?.(taken.job.id)
     try {
       return await answer(taken)
     } catch (error) {
@@ -127,6 +130,7 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
   route('log', async (body) => {
     const { offset, text, ...job } = logRequest.parse(body)
     await appendLog(database, job, offset, text)
+    onJob?.(job.jobId)
   })
 
   const keyOf = async (job: JobClaim) => {
@@ -165,6 +169,7 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     const { outcome, ...claim } = finishRequest.parse(body)
     await broker.finish(claim, outcome)
     onChange?.()
+    onJob?.(claim.jobId)
   })
 
   route('leave', async (body) => {

@@ -1,10 +1,10 @@
-import type { BuildJob } from '../../api/buildJob.ts'
+import type { BuildJob, BuildJobPhase } from '../../api/buildJob.ts'
 import type { Job } from '../../queue/job.ts'
 import { type Standing, setCondition, standingConditions } from '../../runtime/conditions.ts'
 
 type Status = NonNullable<BuildJob['status']>
 
-const timeOf = (ms: number | null) => (ms === null ? undefined : new Date(ms).toISOString())
+export const timeOf = (ms: number | null) => (ms === null ? undefined : new Date(ms).toISOString())
 
 /** The status of a BuildJob as its row says. */
 export function buildJobStatus(
@@ -40,7 +40,8 @@ export function buildJobStatus(
   }
 }
 
-export const isFinal = ({ phase }: Job) => phase === 'Succeeded' || phase === 'Failed' || phase === 'Cancelled'
+export const isFinal = ({ phase }: { phase?: BuildJobPhase | undefined }) =>
+  phase === 'Succeeded' || phase === 'Failed' || phase === 'Cancelled'
 const hasArtifact = ({ phase }: Job) => phase === 'Replicating' || phase === 'Succeeded'
 
 function standingOf(job: Job): Standing {

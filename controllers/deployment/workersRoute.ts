@@ -1,20 +1,13 @@
-import { ShoalError } from '../../api/errors.ts'
-import { group } from '../../api/meta.ts'
 import type { WorkersAnswer } from '../../api/workersApi.ts'
 import { queueFigures } from '../../queue/load.ts'
 import { type KnownWorker, listWorkers, stateOf } from '../../queue/workers.ts'
-import type { Cluster } from '../../runtime/cluster.ts'
-import { core } from '../../runtime/core.ts'
-import type { TokenReviewer } from '../../runtime/identity.ts'
-import { bearerToken, type Server } from '../../runtime/server.ts'
+import { type Access, authorize } from '../../runtime/access.ts'
+import type { Server } from '../../runtime/server.ts'
 import type { Database } from '../../runtime/sql.ts'
 import { classOf, listDeployments } from './workerClass.ts'
 
-export interface WorkersRouteOptions {
-  cluster: Cluster
+export interface WorkersRouteOptions extends Access {
   database: Database
-  /** For people: the API server's own audience. */
-  tokens: TokenReviewer
   /** The hub's. */
   namespace: string
   alarmMs: number
@@ -22,15 +15,9 @@ export interface WorkersRouteOptions {
 
 /** GET /v1/workers (api/workersApi.ts): for whoever may list `workers.shoal.dev` in the hub's namespace. Any replica. */
 export function registerWorkersRoute(server: Server, options: WorkersRouteOptions): void {
-  const { cluster, database, tokens, namespace, alarmMs } = options
+  const { cluster, database, namespace, alarmMs } = options
   server.get('/v1/workers', async (request): Promise<WorkersAnswer> => {
-    const { username, groups } = await tokens.review(bearerToken(request.headers))
-    const resourceAttributes = { group, resource: 'workers', verb: 'list', namespace }
-    const review = await cluster.create<{ status?: { allowed?: boolean } }>(core.SubjectAccessReview, {
-      spec: { user: username, groups, resourceAttributes },
-    })
-    if (!review.status?.allowed)
-      throw new ShoalError('Forbidden', `${username} may not list workers.${group} in namespace ${namespace}`)
+    await authorize(options, request, { verb: 'list', resource: 'workers', namespace })
     const [now, workers, figures, deployments] = await Promise.all([
       database.now(),
       listWorkers(database),

@@ -24,6 +24,8 @@ export interface PipelineControllerOptions {
   readSecret: (namespace: string, name: string) => Promise<Record<string, string> | undefined>
   /** A job was queued. */
   onChange?: () => void
+  /** A repository was looked at: the commits that its branches and tags are at now. */
+  onPolled?: (key: string, commits: string[]) => void
   log: Logger
   metrics: Metrics
   clock?: Clock
@@ -53,6 +55,10 @@ export function pipelineController(options: PipelineControllerOptions): Controll
     try {
       const inTime = AbortSignal.any([signal, AbortSignal.timeout(gitTimeoutMs)])
       polled = await findTips(options, pipeline, inTime)
+      options.onPolled?.(
+        key,
+        polled.map(({ commit }) => commit),
+      )
       // Tags that were here before the pipeline are not built.
       if (polledAt === undefined) ignoredTags = polled.map(({ ref }) => ref).filter(isTag)
       polledAt ??= new Date(clock.now()).toISOString()

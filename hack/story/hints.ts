@@ -34,6 +34,7 @@ It is up. To try, in another shell:
   curl ${machine?.url}/version                 # one machine's application
   cd ${state.repositories.app.work} && git commit --allow-empty -m 'Try it' && git push origin main
   kubectl get buildjobs,artifacts -w
+  shoal jobs                                   # every build; shoal logs -f NAME follows one
 Stores, databases, ports and pids are in ${join(state.dir, 'state.json')}; logs in ${logsDir(state.dir)}.
 Take it down with ./hack/demo down, or Ctrl-C where ./hack/demo is still running.`
 }

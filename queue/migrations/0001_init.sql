@@ -37,7 +37,10 @@ CREATE TABLE job (
   PRIMARY KEY (id),
   UNIQUE KEY by_commit (namespace, pipeline, commit_id, n),
   UNIQUE KEY by_name (namespace, name),
-  KEY by_update (updated_at_ms)
+  KEY by_update (updated_at_ms),
+  -- Written at the insert alone, for pages of the history, newest first: InnoDB appends the id.
+  KEY by_namespace (namespace),
+  KEY by_pipeline (namespace, pipeline)
 ) ENGINE=InnoDB;
 
 -- Jobs a worker may have now, in order.
@@ -98,7 +101,19 @@ CREATE TABLE worker (
 CREATE TABLE job_log (
   job_id BIGINT NOT NULL,
   attempt INT NOT NULL COMMENT 'the counter of the token that wrote it',
-  offset_bytes BIGINT NOT NULL,
+  offset_bytes BIGINT NOT NULL COMMENT 'of all that was printed, also of what was left out',
   text MEDIUMBLOB NOT NULL,
+  PRIMARY KEY (job_id, attempt, offset_bytes)
+) ENGINE=InnoDB;
+
+-- Where the log of a build that is over has gone: one object a job in the home bucket, each row one gzip member of it.
+CREATE TABLE kept_log (
+  job_id BIGINT NOT NULL,
+  attempt INT NOT NULL,
+  offset_bytes BIGINT NOT NULL,
+  text_bytes INT NOT NULL,
+  object_key VARCHAR(512) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  first_byte BIGINT NOT NULL,
+  gzip_bytes INT NOT NULL,
   PRIMARY KEY (job_id, attempt, offset_bytes)
 ) ENGINE=InnoDB;
