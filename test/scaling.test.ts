@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { createHmac } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { chmod, readFile, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
@@ -9,7 +9,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type WorkersAnswer, workersAnswer } from '../api/workersApi.ts'
 import type { AlarmNote } from '../controllers/deployment/alarmWebhook.ts'
-import { until } from '../hack/parts/process.ts'
+import { type TemporaryDir, temporaryDir, until } from '../hack/parts/process.ts'
 import { ApiClient } from '../runtime/apiClient.ts'
 import type { AnyObject } from '../runtime/cluster.ts'
 import { core } from '../runtime/core.ts'
@@ -24,6 +24,7 @@ const namespace = 'shoal-system'
 let up: TestSystem
 /** As the administrator. */
 let hub: ApiClient
+let shared: TemporaryDir
 
 const secret = 'of the alarms'
 const notes: AlarmNote[] = []
@@ -37,6 +38,8 @@ const receiver = createServer(async (request, response) => {
 })
 
 test.before(async () => {
+  shared = await temporaryDir('shoal-builds')
+  await chmod(shared.path, 0o755)
   await new Promise<void>((resolve) => receiver.listen(0, '127.0.0.1', resolve))
   const { port } = receiver.address() as AddressInfo
   const settings = {
@@ -57,6 +60,7 @@ test.after(async () => {
   receiver.close()
   await hub[Symbol.asyncDispose]()
   await up[Symbol.asyncDispose]()
+  await shared[Symbol.asyncDispose]()
 })
 
 /** `shoal workers`, as somebody with the demo's kubeconfig. */
@@ -80,42 +84,44 @@ const eventNotes = async (reason: string) => {
 
 test('many pushes bring more workers; after the cool-down they go, and none was stopped while it built', () =>
   up.explain(async () => {
-    const pipeline = await addPipeline(up, 'many', {}, { max: 10 })
+    const pipeline = await addPipeline(up, 'many', { timeout: '4m' }, { max: 10 })
     const jobs: string[] = []
-    const push = async (seconds: number) => {
-      const { job } = await pipeline.push(`# ${jobs.length}\nsleep ${seconds}; mkdir out; echo 1 >out/a`)
+    /** A build that goes on when the file is there. */
+    const push = async (gate: string) => {
+      const script = `until [ -e ${gate} ]; do sleep 0.1; done; mkdir out; echo ${jobs.length} >out/a`
+      const { job } = await pipeline.push(script)
       jobs.push(job)
       return job
     }
-    for (let n = 0; n < 10; n++) await push(8)
+    const gate = join(shared.path, 'go')
+    for (let n = 0; n < 10; n++) await push(gate)
     const full = await until(
       'all four workers build',
       async () => {
         const answer = await seen()
-        return count(answer, 'busy') === 4 ? answer : undefined
+        return count(answer, 'busy') === 4 && answer.queue.ready === 6 ? answer : undefined
       },
       { timeoutMs: 60_000, intervalMs: 500 },
     )
-    assert.is(full.queue.wanted.standard, 4)
-    assert.ok(full.queue.running >= 4)
-    const answer = workersAnswer.parse(JSON.parse(await shoalWorkers('-o', 'json')))
-    assert.is(answer.workers.length, 4)
-    assert.match(
-      await shoalWorkers(),
-      /^NAME +CLASS +STATE +JOB.*\nworker-1-\d+-[0-9a-f]{8} +standard +(busy +demo\/many-|idle +-)/,
-    )
-    const metrics = (await hub.bytes('GET', '/metrics')).toString()
+    const { oldestReadySeconds = 0, ...queue } = full.queue
+    assert.equal(queue, { ready: 6, blocked: 0, running: 4, wanted: { standard: 4 } })
+    assert.ok(oldestReadySeconds > 0)
+    assert.equal(workersAnswer.parse(JSON.parse(await shoalWorkers('-o', 'json'))).queue.wanted, { standard: 4 })
+    const table = /^NAME +CLASS +STATE +JOB.*\nworker-1-\d+-[0-9a-f]{8} +standard +busy +demo\/many-.*\n\n6 jobs ready/s
+    assert.match(await shoalWorkers(), table)
+    const metrics = async () => (await hub.bytes('GET', '/metrics')).toString()
     for (const line of [
-      /^shoal_workers\{class="standard",state="busy"\} [1-4]$/m,
-      /^shoal_workers_wanted\{class="standard"\} [2-4]$/m,
-      /^shoal_queue_jobs\{state="running"\} \d+$/m,
-      /^shoal_queue_oldest_ready_seconds [\d.]+$/m,
-      /^shoal_claims_total [1-9]\d*$/m,
+      /^shoal_workers\{class="standard",state="busy"\} 4$/m,
+      /^shoal_workers_wanted\{class="standard"\} 4$/m,
+      /^shoal_queue_jobs\{state="ready"\} 6$/m,
+      /^shoal_queue_oldest_ready_seconds [1-9][\d.]*$/m,
+      /^shoal_claims_total 4$/m,
     ])
-      assert.match(metrics, line)
+      await until(String(line), async () => line.test(await metrics()))
+    await writeFile(gate, '')
     for (const job of jobs) assert.is((await ended(up, job, 120_000)).status?.phase, 'Succeeded')
     // Somebody builds all the time while the others are let go.
-    while ((await podNames()).length > 2 && jobs.length < 40) await ended(up, await push(1))
+    while ((await podNames()).length > 2 && jobs.length < 40) await ended(up, await push('/'))
     assert.is((await podNames()).length, 2)
     await until('two workers are left', async () => (await seen()).workers.length === 2, { timeoutMs: 20_000 })
     assert.is(up.system.state.workers.length, 2)

@@ -61,10 +61,8 @@ export const replicasOf = async (name: string) => (await deploymentOf(name)).spe
 
 /** A Pod of a class, ready or not. */
 export async function addPod(name: string, of: string, ready = true): Promise<void> {
-  await cluster.create(core.Pod, {
-    metadata: { name, namespace, labels: { app: of } },
-    ...(template({}).spec && { spec: template({}).spec }),
-  })
+  const { spec } = template({})
+  await cluster.create(core.Pod, { metadata: { name, namespace, labels: { app: of } }, spec })
   await setReady(name, ready)
 }
 
