@@ -19,6 +19,11 @@ export const claimRequest = z.object({
   pollId: z.int().min(1).describe('Grows with each poll of this worker; asking again with the same id is idempotent.'),
   probeUrl: z.url().max(2048).describe('Where the health checker asks this worker what it holds.'),
   probeSecret: z.string().min(32).max(128).describe('The bearer token the health checker proves itself with.'),
+  holdMs: z
+    .int()
+    .min(0)
+    .optional()
+    .describe('How long it waits for a job, where that is less than the hub would hold it.'),
   class: z.string().min(1).max(63).default('standard').describe('Its size: the label of the Deployment it belongs to.'),
   isolation: z.string().max(255).default('').describe('What keeps its builds in bounds, for people.'),
 })

@@ -1,7 +1,7 @@
 import { Buffer } from 'node:buffer'
 import { type JobClaim, keptLogBytes } from '../api/workerApi.ts'
 import type { Database } from '../runtime/sql.ts'
-import { requireLease } from './lease.ts'
+import { refusal, requireLease } from './lease.ts'
 
 /** A byte of an attempt's log. Attempts are counted by claims: the counter of the token. */
 export interface LogPlace {
@@ -25,6 +25,7 @@ const readBytes = 512 << 10
  */
 export async function appendLog(database: Database, claim: JobClaim, offset: number, text: string): Promise<void> {
   const attempt = Number.parseInt(claim.token, 10)
+  if (Number.isNaN(attempt)) throw refusal(claim)
   const place = [claim.jobId, attempt, offset]
   // The lease is locked, so that nothing comes after its end. `last` is a table of its own, since MySQL doesn't read from
   // the table that it writes to. Index: by_job of slot, PRIMARY of job_log.

@@ -33,6 +33,8 @@ interface DatabaseOptions {
 /** The connection broke or was refused: whether the last statement took effect is unknown. */
 class ConnectionLost extends Transient {}
 
+const maxAttempts = 8
+
 /** Lock wait timeout, deadlock, record changed since last read: nothing of the transaction remains, it may run again. */
 const rolledBack = new Set<unknown>([1205, 1213, 1020])
 /** Too many connections (2), shutting down, query's connection killed (2), read-only after a failover (2), idle too long. */
@@ -83,11 +85,28 @@ export class Database implements Sql, AsyncDisposable {
   }
 
   query<T = Row>(sql: string, values: SqlValue[] = []): Promise<T[]> {
-    return this.#connected(async (connection) => (await this.#run(connection, sql, values)) as T[])
+    return this.#alone(sql, values) as Promise<T[]>
   }
 
+  /** Again when the server rolled it back. */
   execute(sql: string, values: SqlValue[] = []): Promise<{ affectedRows: number; insertId: number }> {
-    return this.#connected(async (connection) => (await this.#run(connection, sql, values)) as mysql.ResultSetHeader)
+    return this.#alone(sql, values) as Promise<mysql.ResultSetHeader>
+  }
+
+  async #alone(sql: string, values: SqlValue[]): Promise<unknown> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.#connected((connection) => this.#run(connection, sql, values))
+      } catch (error) {
+        if (!rolledBack.has((error as { errno?: unknown }).errno)) throw error
+        if (attempt >= maxAttempts) throw contended(error as Error)
+        await this.#pause(attempt)
+      }
+    }
+  }
+
+  #pause(attempt: number): Promise<void> {
+    return this.#clock.sleep(Math.random() * Math.min(1000, 5 * 2 ** attempt))
   }
 
   /**
@@ -98,7 +117,7 @@ export class Database implements Sql, AsyncDisposable {
     work: (sql: Transaction) => Promise<T>,
     options: { attempts?: number; idempotent?: boolean } = {},
   ): Promise<T> {
-    const attempts = options.attempts ?? 8
+    const attempts = options.attempts ?? maxAttempts
     for (let attempt = 1; ; attempt++) {
       const progress = { committing: false }
       try {
@@ -108,7 +127,7 @@ export class Database implements Sql, AsyncDisposable {
         const lost = error instanceof ConnectionLost && (!progress.committing || options.idempotent === true)
         if (!undone && !lost) throw error
         if (attempt >= attempts) throw undone ? contended(error as Error) : error
-        await this.#clock.sleep(Math.random() * Math.min(1000, 5 * 2 ** attempt))
+        await this.#pause(attempt)
       }
     }
   }

@@ -65,7 +65,8 @@ export class Poller {
     signal.addEventListener('abort', lose, { once: true })
     try {
       const { job, pollAfterMs } = await hub.request('POST', '/v1/worker/claim', {
-        body: { ...claimer, pollId: this.#pollId },
+        // The first is answered at once, for the worker is ready when it is.
+        body: { ...claimer, pollId: this.#pollId, ...(!this.#answered && { holdMs: 0 }) },
         schema: claimAnswer,
         // A claim under way is waited for: what it brings is handed back.
         signal: patience.signal,

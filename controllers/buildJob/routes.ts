@@ -70,8 +70,9 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
 
   route('claim', async (body, signal): Promise<ClaimAnswer> => {
     // Jittered, so that thousands that began together don't come back together.
-    const waitMs = holdMs * (0.8 + 0.2 * Math.random())
-    const taken = await broker.ask(claimRequest.parse(body), { waitMs, signal })
+    const { holdMs: patienceMs = holdMs, ...claimer } = claimRequest.parse(body)
+    const waitMs = Math.min(patienceMs, holdMs * (0.8 + 0.2 * Math.random()))
+    const taken = await broker.ask(claimer, { waitMs, signal })
     if (!taken) return { pollAfterMs: 0 }
     onChange?.()
     onJob?.(taken.job.id)
