@@ -45,7 +45,7 @@ const rehearMs = 5000
 /** Transactions at once: while the database is at one, this process prepares the other. */
 const maxTurns = 2
 /** A second one is worth its round trips when it does so much. */
-const secondTurnFrom = 8
+const secondTurnFrom = 24
 
 /**
  * Answers the claims and finishes of thousands of workers by few transactions. Who asks while nothing is ready waits

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { Stalled } from '../api/errors.ts'
 import type { Sql, Statement } from '../runtime/sql.ts'
 import { findJobs } from './control.ts'
-import { given, type Job, nowMs } from './job.ts'
+import { eachTo, given, type Job, nowMs } from './job.ts'
 
 export interface Claimer {
   worker: string
@@ -112,21 +112,19 @@ export function lineLeft(jobs: Job[]): Statement {
 }
 
 /** Index: by_job of slot. */
-export function leasesGiven(claims: NewLease[]): Statement {
-  const { table, value } = given(
-    ['job_id', 'worker', 'token', 'poll_id', 'target'],
-    claims.map(({ job, claimer, token, target }) => ({
-      job_id: job.id,
-      worker: claimer.worker,
-      token,
-      poll_id: claimer.pollId,
-      target,
-    })),
-  )
+export function leasesGiven(leases: NewLease[]): Statement {
+  const each = (value: (lease: NewLease) => string | number) =>
+    eachTo(
+      'job_id',
+      leases.map((lease) => [lease.job.id, value(lease)]),
+    )
+  const worker = each(({ claimer }) => claimer.worker)
+  const token = each((lease) => lease.token)
+  const poll = each(({ claimer }) => claimer.pollId)
+  const target = each((lease) => lease.target)
   return [
-    `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id
-     SET slot.worker = given.worker, slot.token = given.token, slot.poll_id = given.poll_id, slot.target = given.target,
-       slot.claimed_at_ms = ${nowMs}, slot.seen_at_ms = ${nowMs}`,
-    [value],
+    `UPDATE slot SET worker = ${worker.sql}, token = ${token.sql}, poll_id = ${poll.sql}, target = ${target.sql},
+       claimed_at_ms = ${nowMs}, seen_at_ms = ${nowMs} WHERE job_id IN (?)`,
+    [...worker.values, ...token.values, ...poll.values, ...target.values, leases.map(({ job }) => job.id)],
   ]
 }

@@ -1,7 +1,7 @@
 import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
 import type { Statement } from '../runtime/sql.ts'
-import { given, type Job, nowMs } from './job.ts'
+import { eachTo, type Job, nowMs } from './job.ts'
 import { refusal } from './lease.ts'
 
 export type Outcome =
@@ -47,30 +47,46 @@ export function endLeases(finishes: Finish[], jobs: Map<number, Job>): EndedLeas
   }
 }
 
-/** Index: by_job of slot, PRIMARY of job and of replicating. */
+/** Index: PRIMARY of job and of replicating. */
 export function endsRecorded(over: Ended[]): Statement[] {
-  const { table, value } = given(
-    ['job_id', 'token', 'phase', 'code', 'message'],
-    over.map(({ job, outcome }) => ({ job_id: job.id, token: job.token, ...endOf(outcome) })),
-  )
-  const built = over.filter(({ outcome }) => outcome.result === 'Built').map(({ job }) => [job.id])
+  const built = over.filter(({ outcome }) => outcome.result === 'Built').map(({ job }) => job)
+  const failed = over.filter(({ outcome }) => outcome.result !== 'Built')
+  return [...(built.length > 0 ? builtRecorded(built) : []), ...failed.map(failedRecorded)]
+}
+
+/** What the leases say of who and when is kept with the jobs. */
+function builtRecorded(jobs: Job[]): Statement[] {
+  const each = (value: (job: Job) => string | number | null) =>
+    eachTo(
+      'id',
+      jobs.map((job) => [job.id, value(job)]),
+    )
+  const worker = each((job) => job.worker)
+  const token = each((job) => job.token)
+  const started = each((job) => job.startedAtMs)
+  const target = each((job) => job.target)
   return [
-    // The lease's own words of who and when are kept with the job.
     [
-      `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id STRAIGHT_JOIN job ON job.id = given.job_id
-       SET job.phase = given.phase, job.code = given.code, job.message = given.message, job.finished_token = given.token,
-         job.worker = slot.worker, job.started_at_ms = slot.claimed_at_ms, job.target = slot.target,
-         job.built_at_ms = ${nowMs}, job.finished_at_ms = IF(given.phase = 'Replicating', NULL, ${nowMs}),
-         job.updated_at_ms = ${nowMs}`,
-      [value],
+      `UPDATE job SET phase = 'Replicating', worker = ${worker.sql}, finished_token = ${token.sql},
+         started_at_ms = ${started.sql}, target = ${target.sql}, built_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
+       WHERE id IN (?)`,
+      [...worker.values, ...token.values, ...started.values, ...target.values, jobs.map(({ id }) => id)],
     ],
-    ...(built.length > 0 ? [['INSERT INTO replicating (job_id) VALUES ?', [built]] satisfies Statement] : []),
+    ['INSERT INTO replicating (job_id) VALUES ?', [jobs.map(({ id }) => [id])]],
+  ]
+}
+
+function failedRecorded({ job, outcome }: Ended): Statement {
+  const { phase, code, message } = endOf(outcome)
+  return [
+    `UPDATE job SET phase = ?, code = ?, message = ?, worker = ?, finished_token = ?, started_at_ms = ?, target = ?,
+       built_at_ms = ${nowMs}, finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs} WHERE id = ?`,
+    [phase, code, message, job.worker, job.token, job.startedAtMs, job.target, job.id],
   ]
 }
 
 function endOf(outcome: Outcome) {
-  if (outcome.result === 'Built') return { phase: 'Replicating', code: null, message: null }
-  if (outcome.result === 'HandedBack')
+  if (outcome.result !== 'Failed')
     return { phase: 'Cancelled', code: 'Cancelled', message: 'cancelled while its worker stopped' }
   const { code, message } = outcome
   return { phase: code === 'Cancelled' ? 'Cancelled' : 'Failed', code, message: message.slice(0, 4096) }

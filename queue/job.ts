@@ -13,7 +13,7 @@
  */
 import type { BuildJobPhase } from '../api/buildJob.ts'
 import type { ErrorCode } from '../api/errors.ts'
-import type { Row, Sql, Statement } from '../runtime/sql.ts'
+import type { Row, Scalar, Sql, Statement } from '../runtime/sql.ts'
 
 /** A job, with what its lease says while it runs. Times are Unix milliseconds of the server's clock. */
 export interface Job {
@@ -118,15 +118,12 @@ const types = {
   pipeline: 'VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin',
   worker: 'VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin',
   token: 'VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin',
-  phase: 'VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin',
-  code: 'VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin',
-  message: 'VARCHAR(4096) CHARACTER SET utf8mb4',
-  target: 'LONGTEXT CHARACTER SET utf8mb4',
 }
 
 /**
  * Rows to join with, named `given`, and their value for the statement: each is looked up by its key, and one statement
- * serves any number. A long OR is evaluated anew for every row, CASE too; `(a, b) IN (…)` has MariaDB read, and lock, all.
+ * serves any number. For looking up and deleting: a joined update keeps its new values in a table first, on the disk where
+ * they are long. A long OR is evaluated anew for every row, CASE too; `(a, b) IN (…)` has MariaDB read, and lock, all.
  */
 export function given<Column extends keyof typeof types>(
   columns: Column[],
@@ -136,5 +133,14 @@ export function given<Column extends keyof typeof types>(
   return {
     table: `JSON_TABLE(?, '$[*]' COLUMNS (${list})) AS given`,
     value: JSON.stringify(rows.map((row) => columns.map((name) => row[name]))),
+  }
+}
+
+/** For an UPDATE of many rows: the value that belongs to each row's `column`, which is a number. */
+export function eachTo(column: string, rows: [key: number, value: Scalar][]): { sql: string; values: Scalar[] } {
+  const marks = rows.map(() => '?').join(', ')
+  return {
+    sql: `ELT(FIELD(${column}, ${marks}), ${marks})`,
+    values: [...rows.map(([key]) => key), ...rows.map(([, value]) => value)],
   }
 }
