@@ -4,9 +4,11 @@ import { z } from 'zod'
 import { ApiClient } from '../runtime/apiClient.ts'
 import type { Logger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
+import { defaultLimits } from '../worker/limits.ts'
 import { Worker } from '../worker/worker.ts'
-import { address, file, readSettings, spanMs } from './settings.ts'
+import { address, file, readSettings, sizeBytes, spanMs } from './settings.ts'
 
+const limits = defaultLimits()
 const settings = {
   hubUrl: z.url(),
   /** The authority that signed the hub's certificate, PEM. */
@@ -20,11 +22,17 @@ const settings = {
   probeUrl: z.url().optional(),
   /** How long a running build may go on after SIGTERM, before it is handed back. */
   grace: spanMs('0s'),
+  /** What one build may take: processes with their threads, memory, and disk with its cache. */
+  maxProcesses: z.coerce.number().int().min(16).default(limits.maxProcesses),
+  maxMemory: sizeBytes.default(limits.maxMemoryBytes),
+  maxDisk: sizeBytes.default(limits.maxDiskBytes),
+  /** Of what is kept between builds: mirrors of sources, and caches of pipelines. 0: nothing is. */
+  cacheSize: sizeBytes.default(20 * 2 ** 30),
 }
 
 /** `shoal worker`. */
 export async function workerRole(log: Logger, signal: AbortSignal): Promise<void> {
-  const { hubUrl, hubCa, tokenFile, workspace, listen, probeUrl, grace } = readSettings(settings)
+  const { hubUrl, hubCa, tokenFile, workspace, listen, probeUrl, grace, ...given } = readSettings(settings)
   await using hub = new ApiClient({
     baseUrl: hubUrl,
     ca: hubCa === undefined ? undefined : readFileSync(hubCa, 'utf8'),
@@ -37,6 +45,9 @@ export async function workerRole(log: Logger, signal: AbortSignal): Promise<void
     log,
     metrics: new Metrics(),
     graceMs: grace,
+    secrets: [tokenFile],
+    limits: { maxProcesses: given.maxProcesses, maxMemoryBytes: given.maxMemory, maxDiskBytes: given.maxDisk },
+    cacheBytes: given.cacheSize,
   })
   await worker.run(signal)
 }

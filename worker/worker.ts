@@ -12,6 +12,7 @@
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import { hostname } from 'node:os'
+import { join } from 'node:path'
 import { ShoalError, Stalled } from '../api/errors.ts'
 import type { FinishRequest, JobClaim, ProbeAnswer } from '../api/workerApi.ts'
 import type { ApiClient } from '../runtime/apiClient.ts'
@@ -20,10 +21,13 @@ import type { Logger } from '../runtime/log.ts'
 import type { Metrics } from '../runtime/metrics.ts'
 import { bearerToken, createServer, listen } from '../runtime/server.ts'
 import { takeBuildUser } from './buildUser.ts'
-import { runJob, Stopped } from './job.ts'
+import { Isolation } from './isolation.ts'
+import { type BuildPlace, runJob, Stopped } from './job.ts'
 import { JobLog } from './jobLog.ts'
 import { Lease, LeaseLost } from './lease.ts'
+import { defaultLimits, type Limits } from './limits.ts'
 import { type Claimed, Poller } from './poller.ts'
+import { Shelf } from './shelf.ts'
 import { Workspace } from './workspace.ts'
 
 export interface WorkerOptions {
@@ -39,6 +43,12 @@ export interface WorkerOptions {
   clock?: Clock
   /** When root: builds run as a user of these. Default: 256 from 20000. */
   buildUids?: { first: number; count: number }
+  /** Files that builds must not be able to read: a worker whose builds could does not start. */
+  secrets?: string[]
+  /** Default: those of `defaultLimits`. */
+  limits?: Limits
+  /** Of mirrors and caches, of all workers that share the workspace. Default: 0, which is none. */
+  cacheBytes?: number
   /** How long a running build may go on once the worker is to stop. Default: 0. */
   graceMs?: number
 }
@@ -65,23 +75,35 @@ export class Worker {
 
   /** Until the signal; a running job is handed back then. Throws Stalled `ConfigInvalid`. */
   async run(signal: AbortSignal): Promise<void> {
-    const { log, probe, buildUids = { first: 20_000, count: 256 } } = this.#options
+    const { log, probe, secrets = [], buildUids = { first: 20_000, count: 256 } } = this.#options
     await using workspace = await Workspace.open(this.#options.workspace, log)
-    await using user = await takeBuildUser({ uids: buildUids, folder: workspace.path, log })
+    await using user = await takeBuildUser({ uids: buildUids, folder: workspace.path, secrets, log })
+    const place = await this.#place(workspace, user.uid)
+    const { text: isolation } = place.isolation
     const server = this.#server()
     const { url } = await listen(server, probe)
-    log.info({ worker: this.#name, url, uid: user.uid }, 'listening')
-    const claimer = { worker: this.#name, probeUrl: probe.url ?? url, probeSecret: this.#probeSecret }
+    log.info({ worker: this.#name, url, isolation }, 'listening')
+    const claimer = { worker: this.#name, probeUrl: probe.url ?? url, probeSecret: this.#probeSecret, isolation }
     try {
       while (!signal.aborted) {
         const claimed = await this.#poller.next(claimer, signal, (job) => {
           this.#held = { jobId: job.jobId, token: job.token }
         })
-        if (claimed) await this.#work(claimed, { workspace, uid: user.uid, signal })
+        if (claimed) await this.#work(claimed, place, signal)
       }
     } finally {
       await server.close()
     }
+  }
+
+  async #place(workspace: Workspace, uid: number | undefined): Promise<BuildPlace> {
+    const { log, limits = defaultLimits(), cacheBytes = 0, workspace: parent } = this.#options
+    await workspace.removeAbandoned()
+    const isolation = await Isolation.open({ uid, limits, workspace: parent, log })
+    if (uid === undefined || cacheBytes === 0) return { workspace, isolation, shelf: undefined, log }
+    const shelf = await Shelf.open({ path: join(parent, 'cache'), maxBytes: cacheBytes, log })
+    await shelf.close(uid)
+    return { workspace, isolation, shelf, log }
   }
 
   #server() {
@@ -101,10 +123,7 @@ export class Worker {
     return server
   }
 
-  async #work(
-    { job, askedAt }: Claimed,
-    { workspace, uid, signal }: { workspace: Workspace; uid: number | undefined; signal: AbortSignal },
-  ): Promise<void> {
+  async #work({ job, askedAt }: Claimed, place: BuildPlace, signal: AbortSignal): Promise<void> {
     const { hub, metrics } = this.#options
     const log = this.#options.log.child({ job: `${job.namespace}/${job.name}`, attempt: job.attempt })
     const began = this.#clock.monotonic()
@@ -124,7 +143,7 @@ export class Worker {
       const ended = new AbortController()
       const sent = jobLog.send(ended.signal)
       try {
-        const result = await runJob({ job, lease, log: jobLog, workspace, uid, signal: stop.signal }).finally(() =>
+        const result = await runJob({ job, lease, log: jobLog, place, signal: stop.signal }).finally(() =>
           ended.abort(),
         )
         await sent
