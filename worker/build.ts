@@ -29,7 +29,7 @@ export async function putFiles(options: BuildOptions): Promise<void> {
     env: { GIT_CONFIG_NOSYSTEM: '1', GIT_CONFIG_GLOBAL: '/dev/null', LC_ALL: 'C' },
     cwd: folder.checkout,
     home: folder.home,
-    folders: [folder.path],
+    folders: own(folder),
     timeoutMs: checkoutTimeoutMs,
   })
   if (exit === 'code 0' && !limit) return
@@ -51,7 +51,7 @@ export async function runBuild(options: BuildOptions): Promise<void> {
     env: environment(options),
     cwd: folder.checkout,
     home: folder.home,
-    folders: [folder.path, cache],
+    folders: [...own(folder), cache],
     timeoutMs: durationMs(timeout),
   })
   if (exit === 'code 0' && !limit) return
@@ -59,6 +59,8 @@ export async function runBuild(options: BuildOptions): Promise<void> {
   if (limit) throw new Stalled('BuildLimit', `${what}: ${limit}`)
   throw new Stalled(isLate ? 'BuildTimeout' : 'BuildFailed', what)
 }
+
+const own = ({ checkout, home, temporary }: JobFolder) => [checkout, home, temporary]
 
 const ending = (exit: string | undefined) => (exit === undefined ? 'was ended' : `ended with ${exit}`)
 

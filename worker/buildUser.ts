@@ -43,7 +43,7 @@ export async function takeBuildUser({ uids, folder, secrets, log }: BuildUserOpt
         throw new Stalled('ConfigInvalid', `builds can read ${secret}: let nobody but root read it (chmod 400)`)
     }
     await killBuild({ uid, home: folder })
-    await removeLeftovers(uid, dirname(folder))
+    await removeLeftovers(uid)
     const kept = locks.move()
     return { uid, [Symbol.asyncDispose]: () => kept.disposeAsync() }
   }

@@ -13,8 +13,6 @@ export interface IsolationOptions {
   /** Of its own; without one builds run as ourselves. */
   uid: number | undefined
   limits: Limits
-  /** That of all workers. */
-  workspace: string
   log: Logger
 }
 
@@ -30,7 +28,6 @@ const prefix = 'shoal-build-'
 export class Isolation {
   readonly uid: number | undefined
   readonly limits: Limits
-  readonly workspace: string
   /** In short, for people. */
   readonly text: string
   /** What starts the shell that starts a build. */
@@ -41,7 +38,7 @@ export class Isolation {
   readonly sharedFolders: string[]
   readonly #cgroups: CgroupParent[]
 
-  private constructor({ uid, limits, workspace }: IsolationOptions, cgroups: CgroupParent[], tools: Set<Tool>) {
+  private constructor({ uid, limits }: IsolationOptions, cgroups: CgroupParent[], tools: Set<Tool>) {
     const groupOf = (name: 'pids' | 'memory') => cgroups.find(({ controllers }) => controllers.includes(name))
     const [pids, memory] = [groupOf('pids'), groupOf('memory')]
     const resources: ResourceLimits = {
@@ -52,7 +49,6 @@ export class Isolation {
     }
     this.uid = uid
     this.limits = limits
-    this.workspace = workspace
     this.#cgroups = cgroups
     this.sharedFolders = uid === undefined ? [] : sharedFolders.filter((folder) => existsSync(folder))
     this.watches = { pids: !pids && uid !== undefined, memory: !memory }

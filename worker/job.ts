@@ -7,6 +7,7 @@ import { deliver } from './deliver.ts'
 import type { Isolation } from './isolation.ts'
 import type { JobLog } from './jobLog.ts'
 import { type Lease, LeaseLost } from './lease.ts'
+import { removeLeftovers } from './leftovers.ts'
 import { lendCache } from './pipelineCache.ts'
 import { limitReached } from './sandbox.ts'
 import type { Shelf } from './shelf.ts'
@@ -84,7 +85,11 @@ async function build(options: JobOptions, folder: JobFolder, cache: string): Pro
   }
   await putFiles(inside)
   log.note(`running ${job.build.command.join(' ')}`)
-  await runBuild(inside)
+  try {
+    await runBuild(inside)
+  } finally {
+    if (isolation.uid !== undefined) await removeLeftovers(isolation.uid)
+  }
   log.note(`built; uploading ${job.build.output}`)
   const { sizeBytes, digest } = await deliver({ job, checkout: folder.checkout, lease, signal })
   log.note(`uploaded ${sizeBytes} bytes, ${digest}`)

@@ -13,17 +13,33 @@ export const memoryFolders = ['/dev/shm', '/dev/mqueue']
 const ipcTables = { shm: '--shmem-id', msg: '--queue-id', sem: '--semaphore-id' }
 
 /**
+ * For find: files of the user. Folders where that user can't make any are not gone into, as there may be very many: the
+ * workspace itself is one.
+ */
+export const onlyOf = (uid: number) => [
+  '-type',
+  'd',
+  '!',
+  '-uid',
+  String(uid),
+  '!',
+  '-perm',
+  '-0002',
+  '-prune',
+  '-o',
+  '-uid',
+  String(uid),
+]
+
+/**
  * Removes what a build's user left where no folder of its own held it: files that others could find, and System V
  * memory, queues and semaphores, which would be there until the machine is started anew. Its processes must be gone.
- * The workspace is passed over, wherever it lies.
  */
-export async function removeLeftovers(uid: number, workspace: string): Promise<void> {
+export async function removeLeftovers(uid: number): Promise<void> {
   const folders = [...sharedFolders, ...memoryFolders].filter((folder) => existsSync(folder))
-  const mine = ['-xdev', '-samefile', workspace, '-prune', '-o', '-uid', String(uid)]
   // In the folder that find has open: by its path another user might lead us elsewhere meanwhile.
-  await run('find', ['-P', ...folders, ...mine, '-execdir', 'rm', '-rf', '--', '{}', '+', '-prune']).catch(
-    () => undefined,
-  )
+  const remove = ['-execdir', 'rm', '-rf', '--', '{}', '+', '-prune']
+  await run('find', ['-P', ...folders, '-xdev', ...onlyOf(uid), ...remove]).catch(() => undefined)
   const objects = Object.entries(ipcTables).flatMap(([table, option]) =>
     idsOf(table, uid).flatMap((id) => [option, id]),
   )

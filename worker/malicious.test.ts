@@ -33,17 +33,20 @@ if ((await usableCgroups()).length > 0) ways.unshift(['with cgroups', []])
 
 const fixture = await Fixture.start()
 let worker: Program | undefined
-test.after.each(async () => {
+let startedAs = ''
+test.after(async () => {
   if (process.env.SHOAL_TEST_LOG) console.log(await worker?.log())
   await worker?.stop()
-  worker = undefined
-  await fixture.database.execute('DELETE FROM ready')
+  await fixture[Symbol.asyncDispose]()
 })
-test.after(() => fixture[Symbol.asyncDispose]())
 
 let started = 0
-const start = (as: string[] = [], more: Record<string, string> = {}) => {
-  worker = fixture.startWorker(`worker-${++started}`, { ...settings, ...more }, as)
+/** The worker that runs already, when it was started the same way. */
+async function start(as: string[] = []): Promise<Program> {
+  if (worker?.running && startedAs === as.join()) return worker
+  await worker?.stop()
+  startedAs = as.join()
+  worker = fixture.startWorker(`worker-${++started}`, settings, as)
   return worker
 }
 const isBuildUid = (uid: number) => uid >= 20_000 && uid < 20_256
@@ -79,12 +82,14 @@ async function limited(script: string, reached: RegExp): Promise<void> {
   assert.is(job.code, 'BuildLimit', `${job.phase} ${job.code} ${job.message}`)
   assert.match(job.message ?? '', reached)
   assert.is(processesOf(uidOfBuilds()).length, 0)
-  const { job: next } = await ends('mkdir out; echo 1 >out/a')
-  assert.is(next.phase, 'Replicating', `the next job: ${next.message}`)
+}
+async function goesOn(): Promise<void> {
+  const { job } = await ends('mkdir out; echo 1 >out/a')
+  assert.is(job.phase, 'Replicating', `the next job: ${job.message}`)
 }
 
 test('no credential can be read', async () => {
-  const { pid } = start()
+  const { pid } = await start()
   const found = await could(
     `could cat build.sh
     could cat ${join(fixture.dir, 'token')}
@@ -108,13 +113,13 @@ test('no credential can be read', async () => {
 test('a worker whose token builds can read does not start', async () => {
   const open = join(fixture.dir, 'open-token')
   await writeFile(open, 'worker-token', { mode: 0o644 })
-  const refused = start([], { SHOAL_TOKEN_FILE: open })
+  await using refused = fixture.startWorker('refused', { ...settings, SHOAL_TOKEN_FILE: open })
   assert.is(await refused.exited, 'code 1')
   assert.match(await refused.log(), /ConfigInvalid.*open-token|open-token.*chmod 400/)
 })
 
 test('nothing can be written outside of its folders', async () => {
-  start()
+  await start()
   const work = join(fixture.dir, 'work')
   const first = await could(
     'tell "$SHOAL_CACHE"; tell "$(pwd)"; chmod 777 "$SHOAL_CACHE"; echo mine >"$SHOAL_CACHE/file"',
@@ -152,7 +157,7 @@ test('nothing can be written outside of its folders', async () => {
 })
 
 test('a build that runs at the same time finds nothing of another', async () => {
-  start()
+  await start()
   const go = join(await fixture.shared('go'), 'go')
   const paths = `${go}.paths`
   const script = `set -- "$(pwd)" "$HOME" "$SHOAL_CACHE"; chmod -R 777 "$@"; echo "$@" >${paths}
@@ -179,7 +184,7 @@ const outlive = (n: number) => `
 
 for (const [way, as] of ways) {
   test(`nothing outlives its timeout, nor its job, ${way}`, async () => {
-    start(as)
+    await start(as)
     const { job } = await ends(`${outlive(98_651)}; sleep 98651`, { timeout: '2s' })
     assert.is(job.code, 'BuildTimeout', `${job.message}`)
     const { job: built } = await ends(`${outlive(98_651)}; mkdir out; echo 1 >out/a`)
@@ -195,21 +200,23 @@ for (const [way, as] of ways) {
   })
 
   test(`who forks without end is stopped, ${way}`, async () => {
-    start(as)
+    await start(as)
     await limited('bomb() { bomb & bomb & :; sleep 60; }; bomb', /limit of 100 processes reached/)
+    await goesOn()
   })
 
   test(`memory ends at the limit, ${way}`, async () => {
-    start(as)
+    await start(as)
     await limited('tail /dev/zero', /memory limit 256Mi reached/)
     await limited(
       'for n in 1 2 3; do (head -c 150M /dev/zero; sleep 30) | tail -n 1 & done; wait',
       /memory limit 256Mi reached/,
     )
+    await goesOn()
   })
 
   test(`what is left in memory for others is removed, ${way}`, async () => {
-    start(as)
+    await start(as)
     const { job } = await ends(
       'head -c 1M /dev/zero >/dev/shm/malicious; ipcmk -M 1048576; ipcmk -S 3; ipcmk -Q; mkdir out; echo 1 >out/a',
     )
@@ -227,7 +234,7 @@ for (const [way, as] of ways) {
   })
 
   test(`the disk is not filled, ${way}`, async () => {
-    start(as)
+    await start(as)
     const reached = /disk limit 64Mi reached/
     await limited('yes >one', reached)
     await limited('n=0; while :; do n=$((n + 1)); head -c 1000000 /dev/zero >"many$n" || exit 1; done', reached)
@@ -236,11 +243,12 @@ for (const [way, as] of ways) {
       reached,
     )
     assert.not.ok(existsSync('/tmp/malicious'))
+    await goesOn()
   })
 }
 
 test('a cache that is too large is dropped, one that is not is kept', async () => {
-  start()
+  await start()
   const fill = (bytes: string) => could(`head -c ${bytes} /dev/zero >"$SHOAL_CACHE/file"`, { pipeline: 'filler' })
   const kept = () => could('ls "$SHOAL_CACHE"', { pipeline: 'filler' })
   await fill('10M')
@@ -250,7 +258,7 @@ test('a cache that is too large is dropped, one that is not is kept', async () =
 })
 
 test('a commit whose files are more than the disk holds is not checked out', async () => {
-  start()
+  await start()
   const { work } = fixture.repository
   const git = (input: string, ...args: string[]) =>
     execFileSync('git', args, { cwd: work, input, encoding: 'utf8' }).trim()
@@ -269,7 +277,7 @@ test('a commit whose files are more than the disk holds is not checked out', asy
 })
 
 test('a worker that was killed leaves nothing once the next has started', async () => {
-  const killed = start()
+  const killed = await start()
   await fixture.queue('setsid sleep 98652 & echo 1 >/tmp/malicious; ipcmk -M 4096; sleep 98652')
   await until('the build runs', () => running('sleep 98652') >= 2 && existsSync('/tmp/malicious'), {
     timeoutMs: 20_000,
@@ -281,7 +289,7 @@ test('a worker that was killed leaves nothing once the next has started', async 
   assert.is(cgroups().length > 0, ways.length === 2)
   await fixture.database.execute('DELETE FROM ready')
   const asked = fixture.asked.length
-  start()
+  await start()
   await until('the next one asks', () => fixture.asked.length > asked, { timeoutMs: 20_000 })
   assert.is(uidOfBuilds(), uid)
   assert.equal(cgroups(), [])

@@ -49,7 +49,7 @@ export async function fetchByMirror(
   if (!(await hasCommit(mirror, job.commit, signal)))
     await fetchFromSource({ job, dir: mirror, keepAs, attempts: 1, signal })
   const from = pathToFileURL(mirror).href
-  await runGit(['fetch', '--quiet', '--no-tags', '--depth=1', '--', from, job.commit], { dir, signal })
+  await runGit(['fetch', '--quiet', '--no-tags', '--no-auto-gc', '--depth=1', '--', from, job.commit], { dir, signal })
   return true
 }
 

@@ -16,6 +16,8 @@ export interface BuildProcesses {
 }
 
 const patienceMs = 10_000
+/** Until they are reaped, zombies count as processes of the next build. Where nobody does that, we don't wait for ever. */
+const reapedMs = 3000
 
 /** Kills every process of a build until there is none. Throws Transient `Timeout` when some can't be killed. */
 export async function killBuild(build: BuildProcesses): Promise<void> {
@@ -23,13 +25,14 @@ export async function killBuild(build: BuildProcesses): Promise<void> {
   await build.cgroup?.stop()
   if (build.group !== undefined) kill(-build.group)
   for (let round = 0; ; round++) {
-    const pids = [...processesOf(build)].filter(([, status]) => isAlive(status)).map(([pid]) => pid)
-    if (pids.length === 0) return
+    const all = [...processesOf(build)]
+    const pids = all.filter(([, status]) => isAlive(status)).map(([pid]) => pid)
+    const tookMs = performance.now() - began
+    if (all.length === 0 || (pids.length === 0 && tookMs > reapedMs)) return
     for (const pid of pids) kill(pid)
     // Processes that fork faster than we look are killed in one go, by the kernel.
-    if (round > 0 && build.uid !== undefined) await killAllOf(build.uid)
-    if (performance.now() - began > patienceMs)
-      throw new Transient('Timeout', `${pids.length} processes of the build can’t be killed`)
+    if (round > 0 && pids.length > 0 && build.uid !== undefined) await killAllOf(build.uid)
+    if (tookMs > patienceMs) throw new Transient('Timeout', `${pids.length} processes of the build can’t be killed`)
     await delay(Math.min(5 * 2 ** round, 200))
   }
 }

@@ -4,7 +4,6 @@ import { setPriority } from 'node:os'
 import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Isolation } from './isolation.ts'
-import { removeLeftovers } from './leftovers.ts'
 import { formatBytes, type Limits } from './limits.ts'
 import { type BuildProcesses, endWithUs, killBuild } from './processes.ts'
 import { type Limit, limitMet, limitWasMet, type Watched } from './usage.ts'
@@ -40,7 +39,7 @@ const drainMs = 2000
 
 /**
  * Runs a command that nobody trusts, in a session and environment of its own, within limits. When it returns or throws,
- * every process of it is gone, and what it left where everybody may write. Throws what `check` throws; the signal's reason.
+ * every process of it is gone. Throws what `check` throws; the signal's reason.
  */
 export async function runInside(isolation: Isolation, command: Command): Promise<Ending> {
   const { uid, limits, watches } = isolation
@@ -63,7 +62,6 @@ export async function runInside(isolation: Isolation, command: Command): Promise
     const watched: Watched = {
       build,
       folders: [...command.folders, ...isolation.sharedFolders],
-      except: isolation.workspace,
       maxDiskBytes: limits.maxDiskBytes,
       maxProcesses: watches.pids ? limits.maxProcesses : undefined,
       maxMemoryBytes: watches.memory ? limits.maxMemoryBytes : undefined,
@@ -82,7 +80,6 @@ export async function runInside(isolation: Isolation, command: Command): Promise
     ended.abort()
     await killBuild(build)
     if (child.stdout) await drained(child.stdout)
-    if (uid !== undefined) await removeLeftovers(uid, isolation.workspace)
   }
 }
 

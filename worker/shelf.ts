@@ -93,7 +93,7 @@ export class Shelf {
     const { path, maxBytes, log } = this.#options
     try {
       await close(join(path, key))
-      const bytes = await diskUseBytes({ folders: [join(path, key)] })
+      const bytes = await diskUseBytes([join(path, key)], undefined)
       if (bytes > maxBytes / 2) await this.#remove(key)
       else await writeFile(join(path, key, sizeFile), String(bytes), { mode: 0o600 })
     } catch (error) {

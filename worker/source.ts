@@ -32,7 +32,7 @@ export async function fetchFromSource({ job, dir, keepAs, attempts, signal }: Fe
   await retry(attempts, signal, async () => {
     attempt++
     try {
-      await fetch(commit, '--depth=1')
+      return void (await fetch(commit, '--depth=1'))
     } catch (error) {
       if (!(error instanceof Transient) || error.code !== 'SourceUnreachable') throw error
       // The whole history is asked for only where it may help.

@@ -1,25 +1,19 @@
 import { spawn } from 'node:child_process'
 import { statfs } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
-import { memoryFolders } from './leftovers.ts'
+import { memoryFolders, onlyOf } from './leftovers.ts'
 import { type BuildProcesses, processesOf } from './processes.ts'
 
 /** Kibibytes on disk, and names: of a file with several, each counts its share. */
 const findOptions = ['-printf', '%k %n\\n']
 
-export interface Files {
-  folders: string[]
-  /** Of this user alone. */
-  uid?: number | undefined
-  /** A folder that is passed over. */
-  except?: string | undefined
-}
-
-/** What files take of their disks. A folder that can't be read, or isn't there, counts as empty. */
-export function diskUseBytes({ folders, uid, except }: Files, signal?: AbortSignal): Promise<number> {
-  const passOver = except === undefined ? [] : ['-samefile', except, '-prune', '-o']
-  const mine = uid === undefined ? [] : ['-uid', String(uid)]
-  const child = spawn('find', ['-P', ...folders, '-xdev', ...passOver, ...mine, ...findOptions], {
+/**
+ * What files take of their disks: those of the user, or all. A folder that can't be read, or isn't there, counts as
+ * empty.
+ */
+export function diskUseBytes(folders: string[], uid: number | undefined, signal?: AbortSignal): Promise<number> {
+  const whose = uid === undefined ? [] : onlyOf(uid)
+  const child = spawn('find', ['-P', ...folders, '-xdev', ...whose, ...findOptions], {
     stdio: ['ignore', 'pipe', 'ignore'],
     env: { PATH: process.env.PATH, LC_ALL: 'C' },
     ...(signal && { signal }),
@@ -57,8 +51,6 @@ export interface Watched {
   build: BuildProcesses
   /** Where it writes to disk; they exist. */
   folders: string[]
-  /** A folder that is passed over. */
-  except?: string | undefined
   maxDiskBytes: number
   /** Where no cgroup counts them. */
   maxProcesses?: number | undefined
@@ -79,12 +71,13 @@ export function limitMet(watched: Watched, signal: AbortSignal): Promise<Limit> 
   ])
 }
 
-async function until(look: () => Promise<Limit | undefined>, pauseMs: number, signal: AbortSignal): Promise<Limit> {
-  for (;;) {
+async function until(look: () => Promise<Limit | undefined>, leastMs: number, signal: AbortSignal): Promise<Limit> {
+  for (let pauseMs = leastMs; ; ) {
+    await delay(pauseMs, undefined, { signal })
     const began = performance.now()
     const met = await look()
     if (met) return met
-    await delay(Math.max(pauseMs, (performance.now() - began) / share), undefined, { signal })
+    pauseMs = Math.max(leastMs, (performance.now() - began) / share)
   }
 }
 
@@ -94,8 +87,7 @@ async function processLimitMet(watched: Watched, signal: AbortSignal): Promise<L
   if (met || (maxProcesses === Infinity && maxMemoryBytes === Infinity)) return met
   const { threads, memoryBytes } = processUse(build)
   if (threads > maxProcesses) return 'pids'
-  const filesBytes =
-    build.uid === undefined ? 0 : await diskUseBytes({ folders: memoryFolders, uid: build.uid }, signal)
+  const filesBytes = build.uid === undefined ? 0 : await diskUseBytes(memoryFolders, build.uid, signal)
   return memoryBytes + filesBytes > maxMemoryBytes ? 'memory' : undefined
 }
 
@@ -104,10 +96,10 @@ export const limitWasMet = async (watched: Watched, signal: AbortSignal): Promis
   (await processLimitMet(watched, signal)) ?? (await diskLimitMet(watched, signal))
 
 async function diskLimitMet(
-  { build, folders, except, maxDiskBytes }: Watched,
+  { build, folders, maxDiskBytes }: Watched,
   signal: AbortSignal,
 ): Promise<'disk' | undefined> {
-  return (await diskUseBytes({ folders, uid: build.uid, except }, signal)) > maxDiskBytes ? 'disk' : undefined
+  return (await diskUseBytes(folders, build.uid, signal)) > maxDiskBytes ? 'disk' : undefined
 }
 
 /** Whether a disk is nearly full: that sees what find doesn't, as files without a name that are still open. */

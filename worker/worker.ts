@@ -99,7 +99,7 @@ export class Worker {
   async #place(workspace: Workspace, uid: number | undefined): Promise<BuildPlace> {
     const { log, limits = defaultLimits(), cacheBytes = 0, workspace: parent } = this.#options
     await workspace.removeAbandoned()
-    const isolation = await Isolation.open({ uid, limits, workspace: parent, log })
+    const isolation = await Isolation.open({ uid, limits, log })
     if (uid === undefined || cacheBytes === 0) return { workspace, isolation, shelf: undefined, log }
     const shelf = await Shelf.open({ path: join(parent, 'cache'), maxBytes: cacheBytes, log })
     await shelf.close(uid)
