@@ -53,6 +53,8 @@ export class Isolation {
     this.sharedFolders = uid === undefined ? [] : sharedFolders.filter((folder) => existsSync(folder))
     this.watches = { pids: !pids && uid !== undefined, memory: !memory }
     this.starter = [
+      // Its worker goes first.
+      ...['nice', '-n', '10'],
       ...(tools.has('setpriv') ? ['setpriv', '--no-new-privs', '--'] : []),
       ...(tools.has('prlimit') ? ['prlimit', ...prlimitOptions(resources), '--'] : []),
     ]

@@ -1,4 +1,4 @@
-// timeout: 300 s
+// timeout: 600 s
 import { execFileSync } from 'node:child_process'
 import { existsSync, globSync, readdirSync, readFileSync } from 'node:fs'
 import { rm, writeFile } from 'node:fs/promises'
@@ -32,6 +32,8 @@ const ways: [name: string, as: string[]][] = [['as in a pod', asInPod]]
 if ((await usableCgroups()).length > 0) ways.unshift(['with cgroups', []])
 
 const fixture = await Fixture.start()
+// As a volume of Kubernetes comes.
+await fixture.shared('work')
 let worker: Program | undefined
 let startedAs = ''
 test.after(async () => {
@@ -145,7 +147,7 @@ test('nothing can be written outside of its folders', async () => {
     for at in ${tries.join(' ')}; do could touch "$at/new"; done
     could ls ${cache}; could cat ${cache}/file; could ls ${work}; could ls ${work}/cache; could ls ${mirror}; could cat ${mirror}/HEAD
     could ls ../..
-    could ln ${mirror}/HEAD linked; could ln ${join(fixture.dir, 'token')} linked; could mv ${cache} moved; could rm -rf ${mirror}`,
+    could ln ${mirror}/HEAD linked; could ln ${join(fixture.dir, 'token')} linked; could mv ${cache} moved; could mv ${work}/cache ${work}/moved; could rm -rf ${mirror}`,
     { pipeline: 'other' },
   )
   assert.equal(found, ['could touch here'])

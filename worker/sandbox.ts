@@ -1,6 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { writeFile } from 'node:fs/promises'
-import { setPriority } from 'node:os'
 import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Isolation } from './isolation.ts'
@@ -56,7 +55,8 @@ export async function runInside(isolation: Isolation, command: Command): Promise
     if (child.pid !== undefined) {
       endWithUs(build)
       await cgroup.join(child.pid)
-      await giveWay(child.pid)
+      // Where the machine is out of memory the build is killed, not its worker.
+      await writeFile(`/proc/${child.pid}/oom_score_adj`, '1000').catch(() => undefined)
     }
     child.stdin?.on('error', () => undefined).end(script(command.env))
     const watched: Watched = {
@@ -66,7 +66,7 @@ export async function runInside(isolation: Isolation, command: Command): Promise
       maxProcesses: watches.pids ? limits.maxProcesses : undefined,
       maxMemoryBytes: watches.memory ? limits.maxMemoryBytes : undefined,
     }
-    const end: Ending & { met?: Limit } = await Promise.race([
+    const { met, ...ending }: Ending & { met?: Limit } = await Promise.race([
       exit.then((how) => ({ exit: how })),
       limitMet(watched, stop).then((met) => ({ met })),
       delay(timeoutMs, { isLate: true }, { signal: ended.signal }),
@@ -74,8 +74,8 @@ export async function runInside(isolation: Isolation, command: Command): Promise
     ])
     check()
     // Also of a command that says all is well: it may have missed what the kernel refused or killed.
-    const met = end.met ?? (await limitWasMet(watched, stop))
-    return { ...end, ...(met && { limit: limitReached(met, limits) }) }
+    const limit = met ?? (await limitWasMet(watched, stop))
+    return { ...ending, ...(limit && { limit: limitReached(limit, limits) }) }
   } finally {
     ended.abort()
     await killBuild(build)
@@ -96,16 +96,6 @@ function start({ uid, starter }: Isolation, { args, cwd, home }: Command): Child
     detached: true,
     ...(uid !== undefined && { uid, gid: uid }),
   })
-}
-
-/** Its worker goes first, and is the last to be killed where the machine is out of memory. */
-async function giveWay(pid: number): Promise<void> {
-  try {
-    setPriority(pid, 10)
-    await writeFile(`/proc/${pid}/oom_score_adj`, '1000')
-  } catch {
-    // It has ended, or this is no Linux: nothing depends on it.
-  }
 }
 
 /** By standard input: on a command line everybody could read it. */

@@ -1,14 +1,15 @@
 /**
- * worker/: builds one job at a time. It claims a job from the hub, checks out its commit in a folder of its own, runs the
- * build as a user of its own, uploads what the build left, and says how it went.
+ * worker/: builds one job at a time. It claims a job from the hub, fetches its commit by way of a mirror, runs the build
+ * in a folder, as a user and within limits of its own, uploads what the build left, and says how it went.
  *
- *   claim ─▶ checkout ─▶ build ─▶ kill what is left of it ─▶ hash, upload ─▶ finish
- *     │         heartbeats and log all the while                                │
- *     └─────────────── next job ◀───── folder removed ◀─────────────────────────┘
+ *   claim ─▶ fetch ─▶ checkout, build ─▶ kill what is left of it ─▶ hash, upload ─▶ finish
+ *     │         heartbeats and log all the while                                      │
+ *     └─────────────── next job ◀───── folder removed ◀───────────────────────────────┘
  *
  * It promises: when its lease is over by its own clock, or the hub refuses its token, the build is killed and nothing
- * more is said of the job. Nothing of a build outlives its job: no process, no file. A build sees nothing of ours.
- * Nothing here is global; it keeps no state but its folder, which is worth nothing once it has ended.
+ * more is said of the job. Nothing of a build outlives its job: no process, no file but its pipeline's cache. A build sees
+ * nothing of ours, nor of other builds, and takes no more than its limits. Nothing here is global; what it keeps in its
+ * workspace is worth nothing but time.
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import { hostname } from 'node:os'

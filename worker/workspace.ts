@@ -1,10 +1,11 @@
 import { execFile } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { readFileSync, readlinkSync } from 'node:fs'
-import { chmod, chown, mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
+import { chmod, chown, mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
+import { Stalled } from '../api/errors.ts'
 import type { Logger } from '../runtime/log.ts'
 
 const run = promisify(execFile)
@@ -37,8 +38,10 @@ export class Workspace implements AsyncDisposable {
     this.#log = log
   }
 
+  /** Throws Stalled `ConfigInvalid` when the parent is one for everybody. */
   static async open(parent: string, log: Logger): Promise<Workspace> {
     await mkdir(parent, { recursive: true, mode: 0o711 })
+    if (process.getuid?.() === 0) await closeToWriters(parent)
     const path = join(parent, `${prefix}${process.pid}-${randomBytes(4).toString('hex')}`)
     await mkdir(path)
     await writeFile(join(path, ownerFile), JSON.stringify(identify()), { mode: 0o600 })
@@ -78,6 +81,13 @@ export class Workspace implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await removeFolder(this.path, this.#log)
   }
+}
+
+/** A volume may come open to everybody, who could then move what is in it; a folder like /tmp is to stay as it is. */
+async function closeToWriters(folder: string): Promise<void> {
+  const { mode } = await stat(folder)
+  if (mode & 0o1000) throw new Stalled('ConfigInvalid', `everybody may write to ${folder}: name a folder of its own`)
+  if (mode & 0o022) await chmod(folder, 0o711)
 }
 
 /** Gives everything below to the user; symlinks themselves, not what they point to. */
