@@ -9,6 +9,7 @@ import { Worker } from '../worker/worker.ts'
 import { address, file, readSettings, sizeBytes, spanMs } from './settings.ts'
 
 const limits = defaultLimits()
+const limit = sizeBytes.refine((bytes) => bytes >= 2 ** 20, 'want at least 1Mi')
 const settings = {
   hubUrl: z.url(),
   /** The authority that signed the hub's certificate, PEM. */
@@ -24,8 +25,8 @@ const settings = {
   grace: spanMs('0s'),
   /** What one build may take: processes with their threads, memory, and disk with its cache. */
   maxProcesses: z.coerce.number().int().min(16).default(limits.maxProcesses),
-  maxMemory: sizeBytes.default(limits.maxMemoryBytes),
-  maxDisk: sizeBytes.default(limits.maxDiskBytes),
+  maxMemory: limit.default(limits.maxMemoryBytes),
+  maxDisk: limit.default(limits.maxDiskBytes),
   /** Of what is kept between builds: mirrors of sources, and caches of pipelines. 0: nothing is. */
   cacheSize: sizeBytes.default(20 * 2 ** 30),
 }

@@ -1,6 +1,8 @@
 import { spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
+import { hostname } from 'node:os'
 import { dirname, join } from 'node:path'
 import { Stalled } from '../api/errors.ts'
 import type { Logger } from '../runtime/log.ts'
@@ -32,7 +34,10 @@ export interface BuildUserOptions {
  */
 export async function takeBuildUser({ uids, folder, secrets, log }: BuildUserOptions): Promise<BuildUser> {
   if (process.getuid?.() !== 0) return asOurselves(log, 'this process is not root')
-  for (let uid = uids.first; uid < uids.first + uids.count; uid++) {
+  // Containers of a machine begin at different ones: the kernel counts a user's processes in all of them together.
+  const begin = createHash('sha256').update(hostname()).digest().readUInt32LE()
+  for (let n = 0; n < uids.count; n++) {
+    const uid = uids.first + ((begin + n) % uids.count)
     if (hasName(uid)) continue
     await using locks = new AsyncDisposableStack()
     if (!(await lockBoth(uid, dirname(folder), locks))) continue

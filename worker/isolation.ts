@@ -105,6 +105,8 @@ export class Isolation {
   /** A cgroup for one build, with its limits. */
   async makeCgroup(): Promise<Cgroup> {
     const cgroup = Cgroup.named(this.#cgroups, `${prefix}${this.uid}`)
+    // That of a build which took long to die.
+    await cgroup[Symbol.asyncDispose]()
     await cgroup.make(this.limits)
     return cgroup
   }

@@ -55,6 +55,7 @@ export async function runJob(options: JobOptions): Promise<Outcome> {
   const { uid } = place.isolation
   try {
     await using cache = place.shelf && uid !== undefined ? await lendCache(place.shelf, job, uid) : undefined
+    if (place.shelf && uid !== undefined && !cache) log.note('another job has the cache: this one begins with none')
     // Removed before the cache is taken back: what both have is then the cache's alone.
     await using folder = await place.workspace.job(uid)
     await build(options, folder, cache?.path ?? folder.cache)

@@ -16,20 +16,10 @@ const ipcTables = { shm: '--shmem-id', msg: '--queue-id', sem: '--semaphore-id' 
  * For find: files of the user. Folders where that user can't make any are not gone into, as there may be very many: the
  * workspace itself is one.
  */
-export const onlyOf = (uid: number) => [
-  '-type',
-  'd',
-  '!',
-  '-uid',
-  String(uid),
-  '!',
-  '-perm',
-  '-0002',
-  '-prune',
-  '-o',
-  '-uid',
-  String(uid),
-]
+export function onlyOf(uid: number): string[] {
+  const isTheirs = ['-uid', String(uid)]
+  return ['-type', 'd', '!', ...isTheirs, '!', '-perm', '-0002', '-prune', '-o', ...isTheirs]
+}
 
 /**
  * Removes what a build's user left where no folder of its own held it: files that others could find, and System V
@@ -39,7 +29,9 @@ export async function removeLeftovers(uid: number): Promise<void> {
   const folders = [...sharedFolders, ...memoryFolders].filter((folder) => existsSync(folder))
   // In the folder that find has open: by its path another user might lead us elsewhere meanwhile.
   const remove = ['-execdir', 'rm', '-rf', '--', '{}', '+', '-prune']
-  await run('find', ['-P', ...folders, '-xdev', ...onlyOf(uid), ...remove]).catch(() => undefined)
+  await run('find', ['-P', ...folders, '-xdev', ...onlyOf(uid), ...remove], { env: { PATH: '/usr/bin:/bin' } }).catch(
+    () => undefined,
+  )
   const objects = Object.entries(ipcTables).flatMap(([table, option]) =>
     idsOf(table, uid).flatMap((id) => [option, id]),
   )

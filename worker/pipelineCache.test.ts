@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process'
-import { chmod, chown, link, lstat, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises'
+import { chmod, chown, link, lstat, mkdir, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -159,6 +159,24 @@ test('what a worker that died had lent is closed by whoever has the uid next', a
   assert.is(canEnter(first, lent), false)
   await using again = await lend(shelf, 'web', second)
   assert.equal(await readdir(again.path), ['file'])
+})
+
+test('all of it may be deleted at any time', async () => {
+  const path = join(temporary.path, 'deleted')
+  const shelf = await openShelf(1 << 30, path)
+  const cache = await lend(shelf, 'web', first)
+  await rm(path, { recursive: true })
+  await cache[Symbol.asyncDispose]()
+  await using again = await lend(shelf, 'web', second)
+  assert.equal(await readdir(again.path), [])
+  assert.is(canEnter(second, again.path), true)
+})
+
+test('a folder that somebody else made is refused', async () => {
+  const path = join(temporary.path, 'planted')
+  await mkdir(path)
+  await chown(path, first, first)
+  assert.is(await openShelf(1 << 30, path).catch((error: { code: string }) => error.code), 'ConfigInvalid')
 })
 
 test('an entry that nobody put back counts, and one half removed goes', async () => {

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto'
-import { chmod, chown, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { chmod, chown, lstat, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { Stalled } from '../api/errors.ts'
 import type { Logger } from '../runtime/log.ts'
 import { lockFolder } from './lock.ts'
 import { diskUseBytes } from './usage.ts'
@@ -38,11 +39,25 @@ export class Shelf {
     this.#options = options
   }
 
+  /** Throws Stalled `ConfigInvalid` when somebody else made the folder, or nothing can lock it. */
   static async open(options: ShelfOptions): Promise<Shelf> {
-    await mkdir(options.path, { recursive: true })
-    // Builds of other users pass through, to the entry that lets them in.
-    await chmod(options.path, 0o711)
-    return new Shelf(options)
+    const { path } = options
+    const shelf = new Shelf(options)
+    await shelf.#make()
+    if ((await lstat(path)).uid !== process.getuid?.())
+      throw new Stalled('ConfigInvalid', `${path} is not this worker’s: remove it`)
+    using _ = await lockFolder(path, { waitMs: 0 }).catch((cause: unknown) => {
+      throw new Stalled('ConfigInvalid', 'no flock: install util-linux, or keep no caches (SHOAL_CACHE_SIZE=0)', {
+        cause,
+      })
+    })
+    return shelf
+  }
+
+  /** Builds of other users pass through, to the entry that lets them in. It may be deleted at any time. */
+  async #make(): Promise<void> {
+    await mkdir(this.#options.path, { recursive: true })
+    await chmod(this.#options.path, 0o711)
   }
 
   /** The name of an entry: nobody learns from it what is in it. */
@@ -53,6 +68,7 @@ export class Shelf {
   /** The entry, new or as it was put back; undefined when another holds it for longer than `waitMs`. */
   async take(key: string, { waitMs, signal }: { waitMs: number; signal?: AbortSignal }): Promise<Entry | undefined> {
     const path = join(this.#options.path, key)
+    await this.#make()
     await mkdir(path, { mode: 0o700 }).catch(but('EEXIST'))
     const lock = await lockFolder(path, { waitMs, signal })
     if (!lock) return undefined
