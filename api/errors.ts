@@ -82,6 +82,11 @@ export const errorCodes = {
     meaning: 'The build ran longer than build.timeout.',
     action: 'Make the build faster or raise build.timeout.',
   },
+  BuildLimit: {
+    status: 500,
+    meaning: 'The build reached a limit of its worker: processes, memory or disk.',
+    action: 'Make the build take less, or raise the worker’s SHOAL_MAX_PROCESSES, SHOAL_MAX_MEMORY or SHOAL_MAX_DISK.',
+  },
   OutputMissing: {
     status: 500,
     meaning: 'The build left nothing at build.output.',

@@ -25,6 +25,14 @@ export const spanMs = (fallback: string) =>
     .default(fallback)
     .transform(durationMs)
 
+const unitBytes: Record<string, number> = { '': 1, Ki: 2 ** 10, Mi: 2 ** 20, Gi: 2 ** 30, Ti: 2 ** 40 }
+
+/** A size, as `512Mi` or in bytes; parsed to bytes. */
+export const sizeBytes = z
+  .string()
+  .regex(/^[0-9]{1,12}(Ki|Mi|Gi|Ti)?$/, 'want a size, as 512Mi or 4Gi')
+  .transform((text) => Number.parseInt(text, 10) * (unitBytes[text.replace(/[0-9]/g, '')] ?? 1))
+
 /** `host:port` to listen on; port 0 takes a free one. */
 export const address = z
   .string()

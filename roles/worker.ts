@@ -4,9 +4,12 @@ import { z } from 'zod'
 import { ApiClient } from '../runtime/apiClient.ts'
 import type { Logger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
+import { defaultLimits } from '../worker/limits.ts'
 import { Worker } from '../worker/worker.ts'
-import { address, file, readSettings, spanMs } from './settings.ts'
+import { address, file, readSettings, sizeBytes, spanMs } from './settings.ts'
 
+const limits = defaultLimits()
+const limit = sizeBytes.refine((bytes) => bytes >= 2 ** 20, 'want at least 1Mi')
 const settings = {
   hubUrl: z.url(),
   /** The authority that signed the hub's certificate, PEM. */
@@ -24,11 +27,17 @@ const settings = {
   workerName: z.string().optional(),
   /** Its size: the class of its Deployment. */
   class: z.string().max(63).default('standard'),
+  /** What one build may take: processes with their threads, memory, and disk with its cache. */
+  maxProcesses: z.coerce.number().int().min(16).default(limits.maxProcesses),
+  maxMemory: limit.default(limits.maxMemoryBytes),
+  maxDisk: limit.default(limits.maxDiskBytes),
+  /** Of what is kept between builds: mirrors of sources, and caches of pipelines. 0: nothing is. */
+  cacheSize: sizeBytes.default(20 * 2 ** 30),
 }
 
 /** `shoal worker`. */
 export async function workerRole(log: Logger, signal: AbortSignal): Promise<void> {
-  const { hubUrl, hubCa, tokenFile, workspace, listen, probeUrl, grace, ...its } = readSettings(settings)
+  const { hubUrl, hubCa, tokenFile, workspace, listen, probeUrl, grace, ...given } = readSettings(settings)
   await using hub = new ApiClient({
     baseUrl: hubUrl,
     ca: hubCa === undefined ? undefined : readFileSync(hubCa, 'utf8'),
@@ -41,8 +50,11 @@ export async function workerRole(log: Logger, signal: AbortSignal): Promise<void
     log,
     metrics: new Metrics(),
     graceMs: grace,
-    host: its.workerName,
-    class: its.class,
+    host: given.workerName,
+    class: given.class,
+    secrets: [tokenFile],
+    limits: { maxProcesses: given.maxProcesses, maxMemoryBytes: given.maxMemory, maxDiskBytes: given.maxDisk },
+    cacheBytes: given.cacheSize,
   })
   await worker.run(signal)
 }

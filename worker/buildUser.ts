@@ -1,8 +1,13 @@
 import { spawnSync } from 'node:child_process'
-import { readFileSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { mkdirSync, readFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
+import { hostname } from 'node:os'
+import { dirname, join } from 'node:path'
 import { Stalled } from '../api/errors.ts'
 import type { Logger } from '../runtime/log.ts'
+import { removeLeftovers } from './leftovers.ts'
+import { lockFolder } from './lock.ts'
 import { killBuild } from './processes.ts'
 
 /** Who builds run as. */
@@ -13,8 +18,10 @@ export interface BuildUser extends AsyncDisposable {
 
 export interface BuildUserOptions {
   uids: { first: number; count: number }
-  /** Builds must be able to reach it. */
+  /** Builds must be able to reach it; others that share the folder above are given other uids. */
   folder: string
+  /** Files that builds must not be able to read. */
+  secrets: string[]
   log: Logger
 }
 
@@ -22,24 +29,28 @@ export interface BuildUserOptions {
  * A uid that no other worker of this machine has, until it is disposed or this process ends, whatever way. What an
  * earlier worker's build left running under it is killed. There is none, and the log says so, without root's rights or
  * where that user can't reach the folder.
+ *
+ * @throws Stalled `ConfigInvalid` when all are taken, or when that user can read a secret
  */
-export async function takeBuildUser({ uids, folder, log }: BuildUserOptions): Promise<BuildUser> {
+export async function takeBuildUser({ uids, folder, secrets, log }: BuildUserOptions): Promise<BuildUser> {
   if (process.getuid?.() !== 0) return asOurselves(log, 'this process is not root')
-  for (let uid = uids.first; uid < uids.first + uids.count; uid++) {
-    const lock = hasName(uid) ? undefined : await lockUid(uid)
-    if (!lock) continue
-    const reason = cannotReach(folder, uid)
-    if (reason !== undefined) {
-      lock.close()
-      return asOurselves(log, `uid ${uid} can’t enter ${folder}: ${reason}`)
+  // Containers of a machine begin at different ones: the kernel counts a user's processes in all of them together.
+  const begin = createHash('sha256').update(hostname()).digest().readUInt32LE()
+  for (let n = 0; n < uids.count; n++) {
+    const uid = uids.first + ((begin + n) % uids.count)
+    if (hasName(uid)) continue
+    await using locks = new AsyncDisposableStack()
+    if (!(await lockBoth(uid, dirname(folder), locks))) continue
+    const reason = refused('cd -- "$1"', folder, uid)
+    if (reason !== undefined) return asOurselves(log, `uid ${uid} can’t enter ${folder}: ${reason}`)
+    for (const secret of secrets) {
+      if (refused('test -r "$1"', secret, uid) === undefined)
+        throw new Stalled('ConfigInvalid', `builds can read ${secret}: let nobody but root read it (chmod 400)`)
     }
     await killBuild({ uid, home: folder })
-    return {
-      uid,
-      async [Symbol.asyncDispose]() {
-        await new Promise((resolve) => lock.close(resolve))
-      },
-    }
+    await removeLeftovers(uid)
+    const kept = locks.move()
+    return { uid, [Symbol.asyncDispose]: () => kept.disposeAsync() }
   }
   throw new Stalled('ConfigInvalid', `all ${uids.count} uids for builds from ${uids.first} on are in use`)
 }
@@ -58,8 +69,20 @@ function hasName(uid: number): boolean {
   }
 }
 
+/** On this machine, and among all that share the workspace from machines or containers of their own. */
+async function lockBoth(uid: number, workspace: string, locks: AsyncDisposableStack): Promise<boolean> {
+  const here = await lockUid(uid)
+  if (!here) return false
+  locks.defer(() => new Promise((resolve) => here.close(() => resolve())))
+  const path = join(workspace, `.uid-${uid}`)
+  mkdirSync(path, { recursive: true, mode: 0o700 })
+  const shared = await lockFolder(path, { waitMs: 0 }).catch(() => 'no flock' as const)
+  if (shared && shared !== 'no flock') locks.use(shared)
+  return shared !== undefined
+}
+
 /** An abstract socket is a lock that the kernel frees with its process (unix(7)). */
-function lockUid(uid: number): Promise<Server | undefined> {
+export function lockUid(uid: number): Promise<Server | undefined> {
   const server = createServer((socket) => socket.destroy()).unref()
   return new Promise((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) =>
@@ -69,8 +92,9 @@ function lockUid(uid: number): Promise<Server | undefined> {
   })
 }
 
-function cannotReach(folder: string, uid: number): string | undefined {
-  const { error, status, stderr } = spawnSync('/bin/sh', ['-c', 'cd -- "$1"', 'sh', folder], {
+/** Why that user's shell can't do it; undefined when it can. */
+function refused(command: string, path: string, uid: number): string | undefined {
+  const { error, status, stderr } = spawnSync('/bin/sh', ['-c', command, 'sh', path], {
     uid,
     gid: uid,
     cwd: '/',

@@ -102,7 +102,7 @@ export class Fixture implements AsyncDisposable {
     await database.migrate(join(root, 'queue/migrations'))
     const store = stack.use(new Store({ ...storeServer, bucket: 'blobs' }))
     const repository = await makeRepository(temporary.path, 'source')
-    await writeFile(join(temporary.path, 'token'), token)
+    await writeFile(join(temporary.path, 'token'), token, { mode: 0o600 })
     const fixture = new Fixture(stack.move(), { database, store, dir: temporary.path, repository })
     await fixture.#serve()
     return fixture
@@ -194,18 +194,18 @@ export class Fixture implements AsyncDisposable {
   /** Commits a build script and queues the commit; default output `out`. Returns the job's name and the commit. */
   async queue(
     script: string,
-    more: Partial<Build> & { source?: Source; commit?: string } = {},
+    more: Partial<Build> & { source?: Source; commit?: string; pipeline?: string } = {},
   ): Promise<{ name: string; commit: string }> {
     const file = join(this.repository.work, 'build.sh')
     await writeFile(file, `#!/bin/sh\nset -eu\n# ${++this.#count}\n${script}\n`)
     await chmod(file, 0o755)
-    const { source = {}, commit: wanted, ...rest } = more
+    const { source = {}, commit: wanted, pipeline = 'web', ...rest } = more
     const made = await commit(this.repository, 'a commit')
     await push(this.repository)
     const name = `job-${this.#count}`
     this.#builds.set(name, { build: { command: ['./build.sh'], output: 'out', ...rest }, source })
     await enqueue(this.database, {
-      ...{ namespace: 'demo', pipeline: 'web', name, commit: wanted ?? made, ref: 'refs/heads/main', maxJobs: 100 },
+      ...{ namespace: 'demo', pipeline, name, commit: wanted ?? made, ref: 'refs/heads/main', maxJobs: 100 },
     })
     return { name, commit: wanted ?? made }
   }

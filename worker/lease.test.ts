@@ -49,6 +49,8 @@ const goesOn = async () => {
   const before = polls()
   await until('the worker asks for the next job', () => polls() > before)
 }
+/** Of workers; beside them is what workers share. */
+const foldersIn = async (work: string) => (await readdir(work)).filter((name) => name.startsWith('shoal-'))
 const gone = (command: string, timeoutMs?: number) =>
   until('the build is gone', () => running(command) === 0, { ...(timeoutMs !== undefined && { timeoutMs }) })
 
@@ -116,7 +118,7 @@ test('SIGTERM ends the build and hands the job back, not as an attempt', async (
   assert.is(running(command), 0)
   const job = await fixture.job(name)
   assert.equal([job.phase, job.attempt], ['Queued', 0])
-  assert.equal(await readdir(join(fixture.dir, 'work')), [])
+  assert.equal(await foldersIn(join(fixture.dir, 'work')), [])
 })
 
 test('with a grace period the build goes on after SIGTERM', async () => {
@@ -136,10 +138,10 @@ test('a build ends with a worker that is killed, and the next worker removes wha
   await worker.kill()
   await gone(command)
   const work = join(fixture.dir, 'work')
-  const [left = ''] = await readdir(work)
+  const [left = ''] = await foldersIn(work)
   assert.ok(left)
   start('next')
-  await until('the folder is gone', async () => !(await readdir(work)).includes(left))
+  await until('the folder is gone', async () => !(await foldersIn(work)).includes(left))
 })
 
 test('two workers build side by side, as different users', async () => {
@@ -164,7 +166,14 @@ test('a worker that is not root ends what a build started all the same', async (
   const { name, commit } = await fixture.queue(`setsid ${command} & mkdir out; id -u >out/a`, { source: { url } })
   await run('git', ['fetch', '--quiet', fixture.repository.bare, commit], { cwd: url })
   await run('chown', ['-R', '19999:19999', url])
-  start('mine', { SHOAL_WORKSPACE: work }, ['setpriv', '--reuid=19999', '--regid=19999', '--clear-groups'])
+  const token = join(work, 'token')
+  await run('install', ['--mode=400', '--owner=19999', join(fixture.dir, 'token'), token])
+  start('mine', { SHOAL_WORKSPACE: work, SHOAL_TOKEN_FILE: token }, [
+    'setpriv',
+    '--reuid=19999',
+    '--regid=19999',
+    '--clear-groups',
+  ])
   const job = await fixture.reaches(name, ['Replicating', 'Failed'])
   assert.is(job.phase, 'Replicating', job.message ?? '')
   assert.is(running(command), 0)

@@ -2,9 +2,11 @@ import { spawn } from 'node:child_process'
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Transient } from '../api/errors.ts'
+import type { Cgroup } from './cgroup.ts'
 
-/** A build's processes: by the uid that only they have, else by what their start left in them. */
+/** A build's processes: by their cgroup and the uid that only they have, else by what their start left in them. */
 export interface BuildProcesses {
+  cgroup?: Cgroup | undefined
   /** Root's workers have one per build slot; never 0. */
   uid?: number | undefined
   /** The process group of the build's first process. */
@@ -14,41 +16,48 @@ export interface BuildProcesses {
 }
 
 const patienceMs = 10_000
+/** Until they are reaped, zombies count as processes of the next build. Where nobody does that, we don't wait for ever. */
+const reapedMs = 3000
 
 /** Kills every process of a build until there is none. Throws Transient `Timeout` when some can't be killed. */
 export async function killBuild(build: BuildProcesses): Promise<void> {
   const began = performance.now()
+  await build.cgroup?.stop()
   if (build.group !== undefined) kill(-build.group)
   for (let round = 0; ; round++) {
-    const pids = processesOf(build)
-    if (pids.length === 0) return
+    const all = [...processesOf(build)]
+    const pids = all.filter(([, status]) => isAlive(status)).map(([pid]) => pid)
+    const tookMs = performance.now() - began
+    if (all.length === 0 || (pids.length === 0 && tookMs > reapedMs)) return
     for (const pid of pids) kill(pid)
     // Processes that fork faster than we look are killed in one go, by the kernel.
-    if (round > 0 && build.uid !== undefined) await killAllOf(build.uid)
-    if (performance.now() - began > patienceMs)
-      throw new Transient('Timeout', `${pids.length} processes of the build can’t be killed`)
+    if (round > 0 && pids.length > 0 && build.uid !== undefined) await killAllOf(build.uid)
+    if (tookMs > patienceMs) throw new Transient('Timeout', `${pids.length} processes of the build can’t be killed`)
     await delay(Math.min(5 * 2 ** round, 200))
   }
 }
 
-/** The living processes of a build. Zombies are none: they wait for their parent, and run nothing. */
-function processesOf(build: BuildProcesses): number[] {
-  const belongs = build.uid === undefined ? startedBy(build.home) : ownedBy(build.uid)
-  return readdirSync('/proc')
-    .filter((entry) => /^\d+$/.test(entry))
-    .map(Number)
-    .filter((pid) => pid !== process.pid && belongs(pid) && isAlive(pid))
+/** The processes of a build, with the text of /proc/<pid>/status. Zombies too, until whoever started them reaps them. */
+export function processesOf({ cgroup, uid, home }: BuildProcesses): Map<number, string> {
+  const inCgroup = new Set(cgroup?.pids())
+  // By real uid too, so that programs which change the effective one are found.
+  const owned = new RegExp(`^Uid:\\t(${uid}\\t|.*\\t${uid}\\t)`, 'm')
+  const belongs = (pid: number, status: string) =>
+    inCgroup.has(pid) || (uid === undefined ? isStartedBy(home, pid) : owned.test(status))
+  return new Map(
+    readdirSync('/proc')
+      .filter((entry) => /^\d+$/.test(entry) && Number(entry) !== process.pid)
+      .map((entry) => [Number(entry), read(`/proc/${entry}/status`)] as const)
+      .filter(([pid, status]) => status !== '' && belongs(pid, status)),
+  )
 }
 
-/** By real uid, so that programs which change the effective one are found too. */
-const ownedBy = (uid: number) => (pid: number) =>
-  new RegExp(`^Uid:\\t(${uid}\\t|.*\\t${uid}\\t)`, 'm').test(read(`/proc/${pid}/status`))
+/** Zombies run nothing, and can't be killed. */
+const isAlive = (status: string) => !/^State:\t[ZX]/m.test(status)
 
 /** Without a uid of its own, a process that left the group still has the environment or the folder it began with. */
-const startedBy = (home: string) => (pid: number) =>
+const isStartedBy = (home: string, pid: number) =>
   read(`/proc/${pid}/environ`).split('\0').includes(`HOME=${home}`) || folderOf(pid).startsWith(`${home}/`)
-
-const isAlive = (pid: number) => /^State:\t[^ZX]/m.test(read(`/proc/${pid}/status`))
 
 /** kill(-1) as that user: one system call that no fork comes between. */
 function killAllOf(uid: number): Promise<void> {

@@ -1,17 +1,19 @@
 /**
- * worker/: builds one job at a time. It claims a job from the hub, checks out its commit in a folder of its own, runs the
- * build as a user of its own, uploads what the build left, and says how it went.
+ * worker/: builds one job at a time. It claims a job from the hub, fetches its commit by way of a mirror, runs the build
+ * in a folder, as a user and within limits of its own, uploads what the build left, and says how it went.
  *
- *   claim ─▶ checkout ─▶ build ─▶ kill what is left of it ─▶ hash, upload ─▶ finish
- *     │         heartbeats and log all the while                                │
- *     └─────────────── next job ◀───── folder removed ◀─────────────────────────┘
+ *   claim ─▶ fetch ─▶ checkout, build ─▶ kill what is left of it ─▶ hash, upload ─▶ finish
+ *     │         heartbeats and log all the while                                      │
+ *     └─────────────── next job ◀───── folder removed ◀───────────────────────────────┘
  *
  * It promises: when its lease is over by its own clock, or the hub refuses its token, the build is killed and nothing
- * more is said of the job. Nothing of a build outlives its job: no process, no file. A build sees nothing of ours.
- * Nothing here is global; it keeps no state but its folder, which is worth nothing once it has ended.
+ * more is said of the job. Nothing of a build outlives its job: no process, no file but its pipeline's cache. A build sees
+ * nothing of ours, nor of other builds, and takes no more than its limits. Nothing here is global; what it keeps in its
+ * workspace is worth nothing but time.
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import { hostname } from 'node:os'
+import { join } from 'node:path'
 import { ShoalError, Stalled } from '../api/errors.ts'
 import type { FinishRequest, JobClaim, ProbeAnswer } from '../api/workerApi.ts'
 import type { ApiClient } from '../runtime/apiClient.ts'
@@ -20,10 +22,13 @@ import type { Logger } from '../runtime/log.ts'
 import type { Metrics } from '../runtime/metrics.ts'
 import { bearerToken, createServer, listen } from '../runtime/server.ts'
 import { takeBuildUser } from './buildUser.ts'
-import { runJob, Stopped } from './job.ts'
+import { Isolation } from './isolation.ts'
+import { type BuildPlace, runJob, Stopped } from './job.ts'
 import { JobLog } from './jobLog.ts'
 import { Lease, LeaseLost } from './lease.ts'
+import { defaultLimits, type Limits } from './limits.ts'
 import { type Claimed, Poller } from './poller.ts'
+import { Shelf } from './shelf.ts'
 import { Workspace } from './workspace.ts'
 
 export interface WorkerOptions {
@@ -43,6 +48,12 @@ export interface WorkerOptions {
   clock?: Clock
   /** When root: builds run as a user of these. Default: 256 from 20000. */
   buildUids?: { first: number; count: number }
+  /** Files that builds must not be able to read: a worker whose builds could does not start. */
+  secrets?: string[]
+  /** Default: those of `defaultLimits`. */
+  limits?: Limits
+  /** Of mirrors and caches, of all workers that share the workspace. Default: 0, which is none. */
+  cacheBytes?: number
   /** How long a running build may go on once the worker is to stop. Default: 0. */
   graceMs?: number
 }
@@ -71,20 +82,22 @@ export class Worker {
 
   /** Until the signal; a running job is handed back then. Throws Stalled `ConfigInvalid`. */
   async run(signal: AbortSignal): Promise<void> {
-    const { log, probe, buildUids = { first: 20_000, count: 256 } } = this.#options
+    const { log, probe, secrets = [], buildUids = { first: 20_000, count: 256 } } = this.#options
     await using workspace = await Workspace.open(this.#options.workspace, log)
-    await using user = await takeBuildUser({ uids: buildUids, folder: workspace.path, log })
+    await using user = await takeBuildUser({ uids: buildUids, folder: workspace.path, secrets, log })
+    const place = await this.#place(workspace, user.uid)
+    const { text: isolation } = place.isolation
     const server = this.#server()
     const { url } = await listen(server, probe)
-    log.info({ worker: this.#name, url, uid: user.uid }, 'listening')
+    log.info({ worker: this.#name, url, isolation }, 'listening')
     const identity = { worker: this.#name, probeSecret: this.#probeSecret }
-    const claimer = { ...identity, probeUrl: probe.url ?? url, class: this.#options.class }
+    const claimer = { ...identity, probeUrl: probe.url ?? url, class: this.#options.class, isolation }
     try {
       while (!signal.aborted) {
         const claimed = await this.#poller.next(claimer, signal, (job) => {
           this.#held = { jobId: job.jobId, token: job.token }
         })
-        if (claimed) await this.#work(claimed, { workspace, uid: user.uid, signal })
+        if (claimed) await this.#work(claimed, place, signal)
       }
     } finally {
       // A hub that doesn't hear it will call the worker silent.
@@ -93,6 +106,16 @@ export class Worker {
         .catch((error: unknown) => log.info({ err: error }, 'the hub was not told that this worker stops'))
       await server.close()
     }
+  }
+
+  async #place(workspace: Workspace, uid: number | undefined): Promise<BuildPlace> {
+    const { log, limits = defaultLimits(), cacheBytes = 0, workspace: parent } = this.#options
+    await workspace.removeAbandoned()
+    const isolation = await Isolation.open({ uid, limits, log })
+    if (uid === undefined || cacheBytes === 0) return { workspace, isolation, shelf: undefined, log }
+    const shelf = await Shelf.open({ path: join(parent, 'cache'), maxBytes: cacheBytes, log })
+    await shelf.close(uid)
+    return { workspace, isolation, shelf, log }
   }
 
   #server() {
@@ -112,10 +135,7 @@ export class Worker {
     return server
   }
 
-  async #work(
-    { job, askedAt }: Claimed,
-    { workspace, uid, signal }: { workspace: Workspace; uid: number | undefined; signal: AbortSignal },
-  ): Promise<void> {
+  async #work({ job, askedAt }: Claimed, place: BuildPlace, signal: AbortSignal): Promise<void> {
     const { hub, metrics } = this.#options
     const log = this.#options.log.child({ job: `${job.namespace}/${job.name}`, attempt: job.attempt })
     const began = this.#clock.monotonic()
@@ -135,7 +155,7 @@ export class Worker {
       const ended = new AbortController()
       const sent = jobLog.send(ended.signal)
       try {
-        const result = await runJob({ job, lease, log: jobLog, workspace, uid, signal: stop.signal }).finally(() =>
+        const result = await runJob({ job, lease, log: jobLog, place, signal: stop.signal }).finally(() =>
           ended.abort(),
         )
         await sent

@@ -1,50 +1,64 @@
 import { execFile } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { readFileSync, readlinkSync } from 'node:fs'
-import { chmod, chown, mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
+import { chmod, chown, mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
+import { Stalled } from '../api/errors.ts'
 import type { Logger } from '../runtime/log.ts'
 
 const run = promisify(execFile)
 
 /** What one job has for itself. */
 export interface JobFolder extends AsyncDisposable {
+  /** All of it. */
+  path: string
   checkout: string
   /** The build's HOME. */
   home: string
   /** Its TMPDIR. */
   temporary: string
+  /** Its SHOAL_CACHE, where it has no other. */
+  cache: string
 }
 
 const prefix = 'shoal-'
 const ownerFile = 'owner.json'
 
-/**
- * One process' folder below a workspace that several share. What processes of this host left that are gone is removed
- * first; containers that share a folder must have host names of their own.
- */
+/** One process' folder below a workspace that several share. */
 export class Workspace implements AsyncDisposable {
   readonly path: string
+  readonly #parent: string
   readonly #log: Logger
 
-  private constructor(path: string, log: Logger) {
+  private constructor(path: string, parent: string, log: Logger) {
     this.path = path
+    this.#parent = parent
     this.#log = log
   }
 
+  /** Throws Stalled `ConfigInvalid` when the parent is one for everybody. */
   static async open(parent: string, log: Logger): Promise<Workspace> {
     await mkdir(parent, { recursive: true, mode: 0o711 })
-    for (const name of await readdir(parent)) {
-      if (name.startsWith(prefix) && (await isAbandoned(join(parent, name)))) await remove(join(parent, name), log)
-    }
+    if (process.getuid?.() === 0) await closeToWriters(parent)
     const path = join(parent, `${prefix}${process.pid}-${randomBytes(4).toString('hex')}`)
     await mkdir(path)
     await writeFile(join(path, ownerFile), JSON.stringify(identify()), { mode: 0o600 })
     // Builds of other users pass through; only their own folder lets them in.
     await chmod(path, 0o711)
-    return new Workspace(path, log)
+    return new Workspace(path, parent, log)
+  }
+
+  /**
+   * Removes what processes of this host left that are gone; containers that share a workspace must have host names of
+   * their own. To be called by whoever has taken a uid, which may be that of a build whose files are among it.
+   */
+  async removeAbandoned(): Promise<void> {
+    for (const name of await readdir(this.#parent)) {
+      const path = join(this.#parent, name)
+      if (name.startsWith(prefix) && (await isAbandoned(path))) await removeFolder(path, this.#log)
+    }
   }
 
   /** A fresh folder for a job, for this user's eyes only. */
@@ -53,17 +67,27 @@ export class Workspace implements AsyncDisposable {
     await mkdir(folder)
     if (uid !== undefined) await chown(folder, 0, uid)
     await chmod(folder, uid === undefined ? 0o700 : 0o710)
-    const parts = { checkout: join(folder, 'checkout'), home: join(folder, 'home'), temporary: join(folder, 'tmp') }
+    const [checkout = '', home = '', temporary = '', cache = ''] = ['checkout', 'home', 'tmp', 'cache'].map((it) =>
+      join(folder, it),
+    )
+    const parts = { checkout, home, temporary, cache }
     for (const part of Object.values(parts)) {
       await mkdir(part, { mode: 0o700 })
       if (uid !== undefined) await chown(part, uid, uid)
     }
-    return { ...parts, [Symbol.asyncDispose]: () => remove(folder, this.#log) }
+    return { path: folder, ...parts, [Symbol.asyncDispose]: () => removeFolder(folder, this.#log) }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await remove(this.path, this.#log)
+    await removeFolder(this.path, this.#log)
   }
+}
+
+/** A volume may come open to everybody, who could then move what is in it; a folder like /tmp is to stay as it is. */
+async function closeToWriters(folder: string): Promise<void> {
+  const { mode } = await stat(folder)
+  if (mode & 0o1000) throw new Stalled('ConfigInvalid', `everybody may write to ${folder}: name a folder of its own`)
+  if (mode & 0o022) await chmod(folder, 0o711)
 }
 
 /** Gives everything below to the user; symlinks themselves, not what they point to. */
@@ -72,14 +96,14 @@ export async function giveTo(folder: string, uid: number): Promise<void> {
 }
 
 /** With rm, which goes as deep as builds do; folders that their owner made read-only are opened first. */
-async function remove(folder: string, log: Logger): Promise<void> {
+export async function removeFolder(folder: string, log: Logger): Promise<void> {
   try {
     await run('rm', ['-rf', '--', folder]).catch(async () => {
       await run('chmod', ['-R', 'u+rwX', '--', folder]).catch(() => undefined)
       await run('rm', ['-rf', '--', folder])
     })
   } catch (error) {
-    log.error({ err: error }, 'a workspace was not removed')
+    log.error({ err: error }, 'a folder was not removed')
   }
 }
 

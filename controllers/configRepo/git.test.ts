@@ -1,12 +1,9 @@
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { mkdir, writeFile } from 'node:fs/promises'
-import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { startGitServer } from '../../hack/parts/gitServer.ts'
 import { type TemporaryDir, temporaryDir } from '../../hack/parts/process.ts'
 import { commit, makeRepository, push, type Repository } from '../../hack/story/repositories.ts'
 import { branchTip, fetchCommit, yamlFiles } from './git.ts'
@@ -32,53 +29,9 @@ async function pushed(repository: Repository, files: Record<string, string>) {
   return id
 }
 
-/** git's own smart HTTP, behind a user and password. */
-async function gitServer(folder: string, user: string) {
-  const server = createServer((request, response) => {
-    if (request.headers.authorization !== `Basic ${Buffer.from(user).toString('base64')}`)
-      return response.writeHead(401, { 'www-authenticate': 'Basic realm="git"' }).end()
-    const [path, query = ''] = (request.url ?? '').split('?')
-    const child = spawn('git', ['http-backend'], {
-      env: {
-        PATH: process.env.PATH,
-        GIT_PROJECT_ROOT: folder,
-        GIT_HTTP_EXPORT_ALL: '1',
-        PATH_INFO: path,
-        QUERY_STRING: query,
-        REQUEST_METHOD: request.method,
-        CONTENT_TYPE: request.headers['content-type'],
-        HTTP_GIT_PROTOCOL: request.headers['git-protocol'] as string | undefined,
-        HTTP_CONTENT_ENCODING: request.headers['content-encoding'],
-      },
-    })
-    request.pipe(child.stdin)
-    const chunks: Buffer[] = []
-    child.stdout.on('data', (chunk: Buffer) => chunks.push(chunk))
-    child.on('close', () => {
-      const answer = Buffer.concat(chunks)
-      const end = answer.indexOf('\r\n\r\n')
-      for (const line of answer.subarray(0, end).toString().split('\r\n')) {
-        const [name = '', value = ''] = line.split(': ')
-        if (name.toLowerCase() === 'status') response.statusCode = Number.parseInt(value, 10)
-        else response.setHeader(name, value)
-      }
-      response.end(answer.subarray(end + 4))
-    })
-  })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    [Symbol.dispose]() {
-      server.close()
-      server.closeAllConnections()
-    },
-  }
-}
-
 test('reads a repository that wants a user and password', async ({ dir, repository, signal }) => {
   const id = await pushed(repository, { 'a.yaml': 'a: 1\n' })
-  using server = await gitServer(dir.path, 'reader:se cret')
+  using server = await startGitServer({ folder: dir.path, user: 'reader:se cret' })
   const remote = { url: `${server.url}/config.git`, branch: 'main', username: 'reader', password: 'se cret' }
   assert.is(await branchTip(remote, signal), id)
   const into = { dir: join(dir.path, 'fetched'), signal }
@@ -88,7 +41,7 @@ test('reads a repository that wants a user and password', async ({ dir, reposito
 
 test('says so, and not the password, when the password is wrong', async ({ dir, repository, signal }) => {
   await pushed(repository, { 'a.yaml': 'a: 1\n' })
-  using server = await gitServer(dir.path, 'reader:right')
+  using server = await startGitServer({ folder: dir.path, user: 'reader:right' })
   const remote = { url: `${server.url}/config.git`, branch: 'main', username: 'reader', password: 'wrong-one' }
   await branchTip(remote, signal).then(
     () => assert.unreachable(),
