@@ -231,7 +231,7 @@ export class Fixture implements AsyncDisposable {
   }
 
   /** The job, once it is in one of the phases. */
-  async reaches(name: string, phases: Job['phase'][], timeoutMs = 20_000): Promise<Job> {
+  async reaches(name: string, phases: Job['phase'][], timeoutMs = 60_000): Promise<Job> {
     await until(
       `${name} is ${phases.join(' or ')}`,
       async () => {
