@@ -6,7 +6,7 @@ COPY hack/stubs hack/stubs
 RUN npm ci --ignore-scripts --omit=dev
 
 FROM debian:bookworm-slim
-RUN apt-get update && apt-get install -y --no-install-recommends git ca-certificates libatomic1 libstdc++6 util-linux && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends git ca-certificates findutils libatomic1 libstdc++6 util-linux && rm -rf /var/lib/apt/lists/*
 COPY --from=modules /usr/local/bin/node /usr/bin/node
 COPY --from=modules /app /app
 COPY main.ts package.json LICENSE /app/
