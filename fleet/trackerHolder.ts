@@ -1,6 +1,7 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import type { Clock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
+import { rounds } from '../runtime/rounds.ts'
 import type { Database } from '../runtime/sql.ts'
 import { nowMs } from './machines.ts'
 
@@ -36,10 +37,8 @@ export class TrackerHolder {
   /** Takes the place when it is free and keeps it, until the signal aborts. */
   async run(signal: AbortSignal): Promise<void> {
     const { clock, log } = this.#options
-    while (!signal.aborted) {
-      await this.turn().catch((error: unknown) => log.info({ err: error }, 'tracker election failed'))
-      await clock.sleep(this.#leaseMs / 4, signal).catch(() => undefined)
-    }
+    const failed = (err: unknown) => log.info({ err }, 'tracker election failed')
+    await rounds(() => this.turn(), { everyMs: this.#leaseMs / 4, clock, signal, failed })
     await this.#options.database
       .execute('UPDATE tracker SET expires_at_ms = 0 WHERE id = 1 AND holder = ?', [this.#id])
       .catch(() => undefined)

@@ -2,6 +2,7 @@ import type { ProbeAnswer } from '../api/workerApi.ts'
 import { type Clock, systemClock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { Gauge, Metrics } from '../runtime/metrics.ts'
+import { rounds } from '../runtime/rounds.ts'
 import type { Database } from '../runtime/sql.ts'
 import { nowMs } from './job.ts'
 import { heartbeatMany, type LeaseRow, leases as readLeases, requeueLost } from './lease.ts'
@@ -77,14 +78,12 @@ export class HealthChecker {
     const { intervalMs = 5000, log } = this.#options
     this.#lastRound = undefined
     this.#watched.clear()
-    while (!signal.aborted) {
-      await this.round(signal).catch((error: unknown) => {
-        this.#lastRound = undefined
-        this.#silent = undefined
-        if (!signal.aborted) log.error({ err: error }, 'health check failed')
-      })
-      await this.#clock.sleep(intervalMs, signal).catch(() => undefined)
+    const failed = (err: unknown) => {
+      this.#lastRound = undefined
+      this.#silent = undefined
+      log.error({ err }, 'health check failed')
     }
+    await rounds(() => this.round(signal), { everyMs: intervalMs, clock: this.#clock, signal, failed })
     this.#silent = undefined
     // Who leads next says it.
     this.#gauge.remove()

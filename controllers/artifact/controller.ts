@@ -15,6 +15,7 @@ import type { SigningKey } from '../../runtime/dsse.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
+import { rounds } from '../../runtime/rounds.ts'
 import type { RegionDirectory } from '../region/directory.ts'
 import type { ReplicatingJob, ReplicatingJobs } from './jobs.ts'
 import { artifactStatus, type RegionView } from './status.ts'
@@ -76,22 +77,19 @@ export class ArtifactController {
     await this.#options.cluster.patch(Artifact, { namespace, name }, { metadata: { annotations } })
   }
 
-  async #poll(signal: AbortSignal): Promise<void> {
+  #poll(signal: AbortSignal): Promise<void> {
     const { jobs, replicas, log, pollMs = 500 } = this.#options
-    while (!signal.aborted) {
-      try {
-        const listed = await jobs.list()
-        this.#jobs = new Map(listed.map((job) => [`${job.namespace}/${job.name}`, job]))
-        for (const key of this.#jobs.keys()) this.#controller.enqueue(key)
-        const changed = await replicas.changed(OVERLAP_MS)
-        const seen = new Map(changed.map((change) => [`${change.namespace}/${change.name}`, change.changedAtMs]))
-        for (const [key, atMs] of seen) if (this.#seen.get(key) !== atMs) this.#controller.enqueue(key)
-        this.#seen = seen
-      } catch (error) {
-        log.info({ err: error }, 'looking for replicating jobs and changed replicas failed')
-      }
-      await this.#clock.sleep(pollMs, signal).catch(() => undefined)
+    const look = async () => {
+      const listed = await jobs.list()
+      this.#jobs = new Map(listed.map((job) => [`${job.namespace}/${job.name}`, job]))
+      for (const key of this.#jobs.keys()) this.#controller.enqueue(key)
+      const changed = await replicas.changed(OVERLAP_MS)
+      const seen = new Map(changed.map((change) => [`${change.namespace}/${change.name}`, change.changedAtMs]))
+      for (const [key, atMs] of seen) if (this.#seen.get(key) !== atMs) this.#controller.enqueue(key)
+      this.#seen = seen
     }
+    const failed = (err: unknown) => log.info({ err }, 'looking for replicating jobs and changed replicas failed')
+    return rounds(look, { everyMs: pollMs, clock: this.#clock, signal, failed })
   }
 
   async #reconcile(key: string): Promise<{ afterMs: number } | undefined> {

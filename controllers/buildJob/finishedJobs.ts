@@ -4,6 +4,7 @@ import { ApiError, type Cluster } from '../../runtime/cluster.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
+import { rounds } from '../../runtime/rounds.ts'
 import { isFinal } from './status.ts'
 
 /** A job that ended longer ago and has no BuildJob is one somebody deleted, or whose time was over: it gets none anew. */
@@ -42,14 +43,10 @@ export class FinishedJobs {
     return Math.max(this.#clock.now() - ttlMs, limit > 0 ? (ends[limit - 1] ?? 0) : Number.POSITIVE_INFINITY)
   }
 
-  async run(signal: AbortSignal): Promise<void> {
+  run(signal: AbortSignal): Promise<void> {
     const { everyMs = 30_000, log } = this.#options
-    while (!signal.aborted) {
-      await this.#pass(signal).catch((error: unknown) => {
-        if (!signal.aborted) log.info({ err: error }, 'finished BuildJobs not removed')
-      })
-      await this.#clock.sleep(everyMs, signal).catch(() => undefined)
-    }
+    const failed = (err: unknown) => log.info({ err }, 'finished BuildJobs not removed')
+    return rounds(() => this.#pass(signal), { everyMs, clock: this.#clock, signal, failed })
   }
 
   async #pass(signal: AbortSignal): Promise<void> {

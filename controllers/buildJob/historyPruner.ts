@@ -5,6 +5,7 @@ import { keptObjects } from '../../queue/keptLog.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
+import { rounds } from '../../runtime/rounds.ts'
 import type { Database } from '../../runtime/sql.ts'
 import { isFinal } from './status.ts'
 
@@ -36,14 +37,10 @@ export class HistoryPruner {
     this.#clock = options.clock ?? systemClock
   }
 
-  async run(signal: AbortSignal): Promise<void> {
+  run(signal: AbortSignal): Promise<void> {
     const { everyMs = 3_600_000, log } = this.#options
-    while (!signal.aborted) {
-      await this.#round(signal).catch((error: unknown) => {
-        if (!signal.aborted) log.info({ err: error }, 'history not pruned')
-      })
-      await this.#clock.sleep(everyMs, signal).catch(() => undefined)
-    }
+    const failed = (err: unknown) => log.info({ err }, 'history not pruned')
+    return rounds(() => this.#round(signal), { everyMs, clock: this.#clock, signal, failed })
   }
 
   /** From the oldest row on, as far as rows may be old enough. */

@@ -7,6 +7,7 @@ import type { Cluster } from '../../runtime/cluster.ts'
 import type { EventRecorder } from '../../runtime/events.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Gauge, Metrics } from '../../runtime/metrics.ts'
+import { rounds } from '../../runtime/rounds.ts'
 import type { Database } from '../../runtime/sql.ts'
 import { WorkerAlarms } from './alarms.ts'
 import { AlarmWebhook } from './alarmWebhook.ts'
@@ -56,12 +57,8 @@ export class WorkersController {
     this.#alarms.begin()
     this.#autoscaler.begin()
     const notifying = this.#webhook?.run(signal)
-    while (!signal.aborted) {
-      await this.round().catch((error: unknown) => {
-        if (!signal.aborted) log.error({ err: error }, 'looking after the workers failed')
-      })
-      await this.#clock.sleep(intervalMs, signal).catch(() => undefined)
-    }
+    const failed = (err: unknown) => log.error({ err }, 'looking after the workers failed')
+    await rounds(() => this.round(), { everyMs: intervalMs, clock: this.#clock, signal, failed })
     // Who leads next says how it is.
     for (const gauge of Object.values(this.#gauges)) gauge.reset()
     this.#gauges.oldestReady.remove()

@@ -19,6 +19,7 @@ import type { VerificationKey } from '../../runtime/dsse.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import { Reflector } from '../../runtime/reflector.ts'
+import { rounds } from '../../runtime/rounds.ts'
 
 /** Where a region keeps its goals, and what it knows of its machines. */
 export interface GoalStore {
@@ -180,17 +181,14 @@ export class GoalMirror {
     return undefined
   }
 
-  async #report(signal: AbortSignal): Promise<void> {
+  #report(signal: AbortSignal): Promise<void> {
     const { clock, log, reportMs = 500, store } = this.#options
-    while (!signal.aborted) {
-      try {
-        for (const { namespace, name, counts } of await store.counts())
-          await this.#reportGoal(`${namespace}.${name}`, counts)
-      } catch (error) {
-        if (!signal.aborted) log.info({ err: error }, 'reporting to the hub failed')
-      }
-      await clock.sleep(reportMs, signal).catch(() => undefined)
+    const report = async () => {
+      for (const { namespace, name, counts } of await store.counts())
+        await this.#reportGoal(`${namespace}.${name}`, counts)
     }
+    const failed = (err: unknown) => log.info({ err }, 'reporting to the hub failed')
+    return rounds(report, { everyMs: reportMs, clock, signal, failed })
   }
 
   async #reportGoal(name: string, counts: Awaited<ReturnType<GoalStore['counts']>>[number]['counts']): Promise<void> {
