@@ -88,6 +88,17 @@ test('a job claimed for one who hung up goes to another, and is no attempt', asy
   }
 })
 
+test('who finishes a job and asks again gets the next at once, without a look for it', async () => {
+  await push(1)
+  const { job } = await push(2)
+  await using one = startBroker({ lookMs: 60_000 })
+  const first = await one.ask('w1')
+  const held = { jobId: first?.job.id ?? 0, token: first?.token ?? '' }
+  await one.broker.finish(held, { result: 'Failed', code: 'BuildFailed', message: 'no' })
+  const next = await one.ask('w1', { pollId: 2, signal: AbortSignal.timeout(10_000) })
+  assert.is(next?.job.id, job.id)
+})
+
 test('workers that are draining get nothing, and keep nobody behind them waiting', async () => {
   await using one = startBroker({ maxBatch: 2 })
   const over = new AbortController()

@@ -149,7 +149,9 @@ export class Broker {
     try {
       await this.#hear(askers)
       const more = await this.#take(askers, finishers)
-      if (hints === this.#hints) this.#hinted = more
+      if (more) this.#hinted = true
+      // Only who asked for jobs and got none knows that there are none.
+      else if (askers.length > 0 && hints === this.#hints) this.#hinted = false
     } catch (error) {
       this.#rejectAskers(askers, error)
       // One that can't be taken must not keep the others from it.
@@ -181,7 +183,7 @@ export class Broker {
     this.#askers = [...rest.filter(({ gone }) => !gone), ...this.#askers]
     this.#asked.resolve()
     await this.#lookUp(rest)
-    return more || this.#finishers.length > 0
+    return more
   }
 
   #give(asker: Asker, claim: Claim): void {

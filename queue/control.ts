@@ -18,7 +18,7 @@ export async function cancelAll(sql: Transaction, jobIds: number[], message: str
   for (const job of jobs) {
     if (job.phase !== 'Queued') continue
     await unplace(sql, job)
-    await end(sql, job, 'Cancelled', { code: 'Cancelled', message })
+    await end(sql, job, { phase: 'Cancelled', code: 'Cancelled', message })
   }
 }
 

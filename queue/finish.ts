@@ -1,6 +1,7 @@
 import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
 import type { Statement } from '../runtime/sql.ts'
+import { type End, endRecorded } from './end.ts'
 import { eachTo, type Job, nowMs } from './job.ts'
 import { refusal } from './lease.ts'
 
@@ -51,7 +52,10 @@ export function endLeases(finishes: Finish[], jobs: Map<number, Job>): EndedLeas
 export function endsRecorded(over: Ended[]): Statement[] {
   const built = over.filter(({ outcome }) => outcome.result === 'Built').map(({ job }) => job)
   const failed = over.filter(({ outcome }) => outcome.result !== 'Built')
-  return [...(built.length > 0 ? builtRecorded(built) : []), ...failed.map(failedRecorded)]
+  return [
+    ...(built.length > 0 ? builtRecorded(built) : []),
+    ...failed.map(({ job, outcome }) => endRecorded(job, { ...endOf(outcome), finishedToken: job.token })),
+  ]
 }
 
 /** What the leases say of who and when is kept with the jobs. */
@@ -76,18 +80,9 @@ function builtRecorded(jobs: Job[]): Statement[] {
   ]
 }
 
-function failedRecorded({ job, outcome }: Ended): Statement {
-  const { phase, code, message } = endOf(outcome)
-  return [
-    `UPDATE job SET phase = ?, code = ?, message = ?, worker = ?, finished_token = ?, started_at_ms = ?, target = ?,
-       built_at_ms = ${nowMs}, finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs} WHERE id = ?`,
-    [phase, code, message, job.worker, job.token, job.startedAtMs, job.target, job.id],
-  ]
-}
-
-function endOf(outcome: Outcome) {
+function endOf(outcome: Outcome): End {
   if (outcome.result !== 'Failed')
     return { phase: 'Cancelled', code: 'Cancelled', message: 'cancelled while its worker stopped' }
   const { code, message } = outcome
-  return { phase: code === 'Cancelled' ? 'Cancelled' : 'Failed', code, message: message.slice(0, 4096) }
+  return { phase: code === 'Cancelled' ? 'Cancelled' : 'Failed', code, message }
 }

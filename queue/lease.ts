@@ -88,14 +88,10 @@ export async function requeueLost(database: Database, claim: JobClaim): Promise<
       return 'requeued'
     }
     await sql.execute('UPDATE job SET lost_workers = lost_workers + 1 WHERE id = ?', [job.id])
-    if (job.cancel) {
-      await end(sql, job, 'Cancelled', { code: 'Cancelled', message: 'cancelled; its worker was lost' })
-      return 'failed'
-    }
-    await end(sql, job, 'Failed', {
-      code: 'WorkerLost',
-      message: `${maxLostWorkers} workers in turn were lost building this`,
-    })
+    const message = `${maxLostWorkers} workers in turn were lost building this`
+    if (job.cancel)
+      await end(sql, job, { phase: 'Cancelled', code: 'Cancelled', message: 'cancelled; its worker was lost' })
+    else await end(sql, job, { phase: 'Failed', code: 'WorkerLost', message })
     return 'failed'
   })
 }

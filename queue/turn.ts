@@ -100,7 +100,8 @@ async function play(
     ...(leases.length > 0 ? [leasesGiven(leases)] : []),
   ]
   const waiting = over.length > 0 ? ((pipelines ?? []) as unknown as LockedPipeline[]).filter(({ waits }) => waits) : []
-  if (waiting.length + ends.handedBack.length + refused.length === 0) await sql.commitWith(changes)
+  const rest = waiting.length + ends.handedBack.length + refused.length
+  if (rest === 0) await sql.commitWith(changes)
   else {
     if (changes.length > 0) await sql.all(changes)
     await settle(sql, { waiting, handedBack: ends.handedBack, refused })
@@ -109,7 +110,7 @@ async function play(
   return {
     refusals: ends.refusals,
     claims: claimers.map((one) => (draining.has(one.worker) ? 'draining' : claims.get(pollOf(one)))),
-    more: (awake.length > 0 && heads.length >= awake.length) || refused.length > 0 || waiting.length > 0,
+    more: (awake.length > 0 && heads.length >= awake.length) || rest > 0,
   }
 }
 
@@ -122,5 +123,5 @@ interface Rest {
 async function settle(sql: Transaction, { waiting, handedBack, refused }: Rest): Promise<void> {
   for (const pipeline of waiting) await promote(sql, pipeline)
   for (const job of handedBack) await putBack(sql, job, 'handed_back')
-  for (const { job, why } of refused) await end(sql, job, 'Failed', why)
+  for (const { job, why } of refused) await end(sql, job, { phase: 'Failed', code: why.code, message: why.message })
 }
