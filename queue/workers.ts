@@ -59,17 +59,8 @@ export const drainingLocked = (names: string[]): Statement => [
 ]
 
 /** Lets those that hold no job get none any more; the names of these. */
-export async function drain(database: Database, names: string[]): Promise<string[]> {
-  if (names.length === 0) return []
-  return database.transaction(
-    async (sql) => {
-      const idle = await lockIdle(sql, names)
-      if (idle.length > 0) await sql.execute('UPDATE worker SET draining = TRUE WHERE name IN (?)', [idle])
-      return idle
-    },
-    { idempotent: true },
-  )
-}
+export const drain = (database: Database, names: string[]): Promise<string[]> =>
+  changeIdle(database, names, 'UPDATE worker SET draining = TRUE')
 
 /** Lets them get jobs again. */
 export async function undrain(database: Database, names: string[]): Promise<void> {
@@ -77,12 +68,16 @@ export async function undrain(database: Database, names: string[]): Promise<void
 }
 
 /** Removes those that hold no job, since they will not come back; one that does is simply heard anew. Gives their names. */
-export async function forget(database: Database, names: string[]): Promise<string[]> {
+export const forget = (database: Database, names: string[]): Promise<string[]> =>
+  changeIdle(database, names, 'DELETE FROM worker')
+
+/** Of these workers, changes those without a lease, by the statement up to its WHERE; gives their names. */
+async function changeIdle(database: Database, names: string[], change: string): Promise<string[]> {
   if (names.length === 0) return []
   return database.transaction(
     async (sql) => {
       const idle = await lockIdle(sql, names)
-      if (idle.length > 0) await sql.execute('DELETE FROM worker WHERE name IN (?)', [idle])
+      if (idle.length > 0) await sql.execute(`${change} WHERE name IN (?)`, [idle])
       return idle
     },
     { idempotent: true },
