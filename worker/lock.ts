@@ -4,7 +4,7 @@ import { stat } from 'node:fs/promises'
 
 /**
  * Locks a folder, among all processes that see it, in whatever container, until the lock is disposed or this process
-
+ * ends, in whatever way; undefined when another holds it for longer than `waitMs`, or the folder is gone.
  *
  * The lock belongs to the open file, not to who asked for it (flock(2)): flock(1) takes it on our own descriptor and
  * ends, and nobody else has that descriptor.
