@@ -18,9 +18,10 @@ import { isTrue } from './kube.ts'
 import { appName, configRepo, pipeline } from './objects.ts'
 import { allOf, bucket, type Parts, startParts } from './parts.ts'
 import { endDemoProcesses, marker } from './processes.ts'
+import { Programs } from './programs.ts'
 import type { Progress } from './progress.ts'
 import { addHook, makeRepositories } from './repositories.ts'
-import { isReady, type RoleOptions, startRole } from './roleProcess.ts'
+import type { RoleOptions } from './roleProcess.ts'
 import { logsDir, type MachineState, type Shape, type SystemState } from './state.ts'
 import { WorkerPods } from './workerPods.ts'
 
@@ -89,44 +90,6 @@ export async function startSystem(options: SystemOptions): Promise<System> {
     programs: programs.running,
     startAgain: (name) => programs.startAgain(name),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
-  }
-}
-
-/** The roles' processes, by name. */
-class Programs implements AsyncDisposable {
-  readonly running = new Map<string, Program>()
-  readonly #started = new Map<string, { role: RoleOptions; url: string }>()
-  readonly #ca: string
-
-  constructor(ca: string) {
-    this.#ca = ca
-  }
-
-  /** Starts one and waits until it is ready at `url`. */
-  async start(role: RoleOptions, url: string): Promise<Program> {
-    this.#started.set(role.name, { role, url })
-    const program = startRole(role)
-    this.running.set(role.name, program)
-    await isReady(program, url, this.#ca)
-    return program
-  }
-
-  async startAgain(name: string): Promise<void> {
-    const started = this.#started.get(name)
-    if (!started) throw new Error(`no program ${name}`)
-    await this.start(started.role, started.url)
-  }
-
-  /** Ends one for good. */
-  async end(name: string): Promise<void> {
-    const program = this.running.get(name)
-    this.running.delete(name)
-    this.#started.delete(name)
-    await program?.stop({ timeoutMs: 10_000 })
-  }
-
-  async [Symbol.asyncDispose]() {
-    await Promise.all([...this.running.values()].map((program) => program.stop({ timeoutMs: 5000 })))
   }
 }
 
