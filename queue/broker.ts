@@ -171,10 +171,13 @@ export class Broker {
       ...(targetOf && { targetOf }),
     })
     for (const [i, { resolve, reject }] of finishers.entries()) refusals[i] ? reject(refusals[i]) : resolve()
+    let forgotten = false
     const rest = askers.filter((asker, i) => {
       const claim = claims[i]
       asker.draining = claim === 'draining'
-      if (!claim || claim === 'draining') return true
+      if (claim === 'unknown') this.#heard.delete(asker.claimer.worker)
+      forgotten ||= claim === 'unknown'
+      if (typeof claim !== 'object') return true
       this.#claims?.inc()
       this.#give(asker, claim)
       return false
@@ -183,7 +186,7 @@ export class Broker {
     this.#askers = [...rest.filter(({ gone }) => !gone), ...this.#askers]
     this.#asked.resolve()
     await this.#lookUp(rest)
-    return more
+    return more || forgotten
   }
 
   #give(asker: Asker, claim: Claim): void {

@@ -1,8 +1,8 @@
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { Stalled } from '../api/errors.ts'
 import type { Sql, Statement } from '../runtime/sql.ts'
 import { findJobs } from './control.ts'
-import { eachTo, given, type Job, nowMs } from './job.ts'
+import { given, type Job, type LockedJob, nowMs } from './job.ts'
 
 export interface Claimer {
   worker: string
@@ -22,7 +22,7 @@ export interface Claim {
 }
 
 /** What a claim fixes for the job, to be kept as JSON. Throws Stalled when the job can't be built: that ends it. */
-export type TargetOf = (job: Job) => unknown
+export type TargetOf = (job: LockedJob) => unknown
 
 export const pollOf = ({ worker, pollId }: Pick<Claimer, 'worker' | 'pollId'>) => `${worker} ${pollId}`
 
@@ -44,7 +44,7 @@ export async function hear(sql: Sql, claimers: Claimer[]): Promise<void> {
   )
 }
 
-/** What these polls were given when they asked before, by `pollOf`. Index: by_poll of slot, PRIMARY of job. */
+/** What these polls were given when they asked before, by `pollOf`. Index: by_name of worker, by_poll of slot, PRIMARY of job. */
 export async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<string, Claim>> {
   if (claimers.length === 0) return new Map()
   const { table, value } = given(
@@ -52,8 +52,9 @@ export async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<
     claimers.map(({ worker, pollId }) => ({ worker, poll_id: pollId })),
   )
   const rows = await sql.query<{ jobId: number; worker: string; pollId: number; token: string }>(
-    `SELECT slot.job_id AS jobId, slot.worker, slot.poll_id AS pollId, slot.token
-     FROM ${table} STRAIGHT_JOIN slot ON slot.worker = given.worker AND slot.poll_id = given.poll_id`,
+    `SELECT slot.job_id AS jobId, worker.name AS worker, slot.poll_id AS pollId, slot.token
+     FROM ${table} STRAIGHT_JOIN worker ON worker.name = given.worker
+       STRAIGHT_JOIN slot ON slot.worker = worker.id AND slot.poll_id = given.poll_id`,
     [value],
   )
   const ids = rows.map(({ jobId }) => jobId)
@@ -66,23 +67,34 @@ export async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<
   )
 }
 
-type NewLease = Claim & { claimer: Claimer; target: string }
+interface NewLease extends Claim {
+  claimer: Claimer
+  /** Of its worker. */
+  workerId: number
+  target: string
+}
+
+/** A claimer whose worker is known, by its id. */
+export interface KnownClaimer {
+  claimer: Claimer
+  workerId: number
+}
 
 /** The head of the line to the claimers, in order; `refused` are those that can't be built. */
-export function newLeases(heads: Job[], claimers: Claimer[], targetOf: TargetOf) {
+export function newLeases(heads: LockedJob[], claimers: KnownClaimer[], targetOf: TargetOf) {
   const leases: NewLease[] = []
-  const refused: { job: Job; why: Stalled }[] = []
+  const refused: { job: LockedJob; why: Stalled }[] = []
   for (const job of heads) {
-    const claimer = claimers[leases.length]
-    if (!claimer) break
+    const known = claimers[leases.length]
+    if (!known) break
     const target = targetFor(job, targetOf)
     if (target instanceof Stalled) refused.push({ job, why: target })
-    else leases.push(newLease(job, claimer, target))
+    else leases.push(newLease(job, known, target))
   }
   return { leases, refused }
 }
 
-function targetFor(job: Job, targetOf: TargetOf): string | Stalled {
+function targetFor(job: LockedJob, targetOf: TargetOf): string | Stalled {
   try {
     return JSON.stringify(targetOf(job))
   } catch (error) {
@@ -91,15 +103,19 @@ function targetFor(job: Job, targetOf: TargetOf): string | Stalled {
   }
 }
 
-const newLease = (job: Job, claimer: Claimer, target: string): NewLease => ({
-  claimer,
-  target,
-  job: { ...job, phase: 'Running', worker: claimer.worker, claims: job.claims + 1, attempt: job.attempt + 1, target },
-  token: `${job.claims + 1}-${randomBytes(12).toString('hex')}`,
-})
+function newLease(job: LockedJob, { claimer, workerId }: KnownClaimer, target: string): NewLease {
+  const claims = job.claims + 1
+  return {
+    claimer,
+    workerId,
+    target,
+    job: { ...job, phase: 'Running', worker: claimer.worker, claims, attempt: job.attempt + 1, target },
+    token: `${claims}-${randomBytes(12).toString('hex')}`,
+  }
+}
 
 /** Index: PRIMARY of ready. */
-export function lineLeft(jobs: Job[]): Statement {
+export function lineLeft(jobs: LockedJob[]): Statement {
   const { table, value } = given(
     ['priority', 'created_at_ms', 'job_id'],
     jobs.map((job) => ({ priority: -job.priority, created_at_ms: job.createdAtMs, job_id: job.id })),
@@ -111,20 +127,32 @@ export function lineLeft(jobs: Job[]): Statement {
   ]
 }
 
-/** Index: by_job of slot. */
-export function leasesGiven(leases: NewLease[]): Statement {
-  const each = (value: (lease: NewLease) => string | number) =>
-    eachTo(
-      'job_id',
-      leases.map((lease) => [lease.job.id, value(lease)]),
-    )
-  const worker = each(({ claimer }) => claimer.worker)
-  const token = each((lease) => lease.token)
-  const poll = each(({ claimer }) => claimer.pollId)
-  const target = each((lease) => lease.target)
+/** Index: PRIMARY of target, by_job of slot. */
+export function leasesGiven(leases: NewLease[]): Statement[] {
+  const digests = new Map(
+    leases.map(({ target }) => [target, createHash('sha256').update(target).digest('hex').slice(0, 32)]),
+  )
+  const { table, value } = given(
+    ['job_id', 'worker_id', 'poll_id', 'token', 'digest'],
+    leases.map(({ job, workerId, claimer, token, target }) => ({
+      job_id: job.id,
+      worker_id: workerId,
+      poll_id: claimer.pollId,
+      token,
+      digest: digests.get(target) ?? null,
+    })),
+  )
+  // In one order everywhere, so that two turns with the same new targets don't lock each other out.
+  const targets = [...digests]
+    .map(([target, digest]) => [Buffer.from(digest, 'hex'), target])
+    .sort(([a], [b]) => Buffer.compare(a as Buffer, b as Buffer))
   return [
-    `UPDATE slot SET worker = ${worker.sql}, token = ${token.sql}, poll_id = ${poll.sql}, target = ${target.sql},
-       claimed_at_ms = ${nowMs}, seen_at_ms = ${nowMs} WHERE job_id IN (?)`,
-    [...worker.values, ...token.values, ...poll.values, ...target.values, leases.map(({ job }) => job.id)],
+    ['INSERT IGNORE INTO target (digest, value) VALUES ?', [targets]],
+    [
+      `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id
+       SET slot.worker = given.worker_id, slot.poll_id = given.poll_id, slot.token = given.token,
+         slot.target = UNHEX(given.digest), slot.claimed_at_ms = ${nowMs}, slot.seen_at_ms = ${nowMs}`,
+      [value],
+    ],
   ]
 }

@@ -33,41 +33,51 @@ export async function setPriority(database: Database, jobId: number, priority: n
   })
 }
 
-/** The artifact is wherever it must be. Does nothing when the job is Succeeded already. */
+/** The artifact is wherever it must be. Does nothing when the job is Succeeded already. Index: PRIMARY of outcome. */
 export async function markSucceeded(database: Database, jobId: number): Promise<void> {
-  await database.transaction(
-    async (sql) => {
-      await sql.all([
-        [
-          `UPDATE job SET phase = 'Succeeded', finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
-           WHERE id = ? AND phase = 'Replicating'`,
-          [jobId],
-        ],
-        ['DELETE FROM replicating WHERE job_id = ?', [jobId]],
-      ])
-    },
-    { idempotent: true },
+  await database.execute(
+    `UPDATE outcome SET phase = 'Succeeded', finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
+     WHERE job_id = ? AND phase = 'Replicating'`,
+    [jobId],
   )
 }
 
-/** Shows how far the replication is, as `3/5`. */
+/** Shows how far the replication is, as `3/5`. Index: PRIMARY of outcome. */
 export async function setReplicated(database: Database, jobId: number, replicated: string): Promise<void> {
   await database.execute(
-    `UPDATE job SET replicated = ?, updated_at_ms = ${nowMs} WHERE id = ? AND NOT replicated <=> ?`,
+    `UPDATE outcome SET replicated = ?, updated_at_ms = ${nowMs} WHERE job_id = ? AND NOT replicated <=> ?`,
     [replicated, jobId, replicated],
   )
 }
 
-/** Jobs that changed at or after a moment, oldest change first, at most 1,000. Index: by_update. */
-export function changedSince(database: Database, since: { ms: number; afterId: number }): Promise<Job[]> {
-  const { ms, afterId } = since
-  const later = 'updated_at_ms >= ? AND (updated_at_ms > ? OR job.id > ?) ORDER BY updated_at_ms, job.id LIMIT 1000'
-  return selectJobs(database, later, [ms, ms, afterId])
+/** A change of a job: when, and whose it is. */
+export interface Change {
+  ms: number
+  id: number
 }
 
-/** Jobs that are built and not yet everywhere, first come first, at most 10,000. Index: PRIMARY of replicating and job. */
+const phases = ['Replicating', 'Succeeded', 'Failed', 'Cancelled']
+
+/**
+ * Changes behind a given one, oldest first, at most 1,000 at once: of a job before it was over, the last; of its outcome,
+ * the last. Claims are none of them. Index: by_update of job, by_phase of outcome.
+ */
+export async function changesAfter(database: Database, { ms, id }: Change): Promise<Change[]> {
+  const from = (table: string, key: string, phase = '') =>
+    `(SELECT updated_at_ms AS ms, ${key} AS id FROM ${table}
+      WHERE ${phase} updated_at_ms >= ? AND (updated_at_ms > ? OR ${key} > ?) ORDER BY updated_at_ms, ${key} LIMIT 1000)`
+  const sources = [from('job', 'id'), ...phases.map((phase) => from('outcome', 'job_id', `phase = '${phase}' AND`))]
+  return database.query<Change & Record<string, unknown>>(
+    `SELECT ms, id FROM (${sources.join(' UNION ALL ')}) changes ORDER BY ms, id LIMIT 1000`,
+    sources.flatMap(() => [ms, ms, id]),
+  )
+}
+
+/** Jobs that are built and not yet everywhere, first come first, at most 10,000. Index: by_phase, PRIMARY of job. */
 export async function replicating(database: Database): Promise<Job[]> {
-  const rows = await database.query<{ id: number }>('SELECT job_id AS id FROM replicating ORDER BY job_id LIMIT 10000')
+  const rows = await database.query<{ id: number }>(
+    "SELECT job_id AS id FROM outcome WHERE phase = 'Replicating' ORDER BY job_id LIMIT 10000",
+  )
   return findJobs(
     database,
     rows.map(({ id }) => id),
@@ -76,7 +86,7 @@ export async function replicating(database: Database): Promise<Job[]> {
 
 /** The job of a BuildJob. Index: by_name. */
 export async function findJob(database: Database, namespace: string, name: string): Promise<Job | undefined> {
-  const [job] = await selectJobs(database, 'job.namespace = ? AND name = ?', [namespace, name])
+  const [job] = await selectJobs(database, 'job.namespace = ? AND job.name = ?', [namespace, name])
   return job
 }
 

@@ -1,28 +1,36 @@
-import type { Statement, Transaction } from '../runtime/sql.ts'
-import { type Job, nowMs } from './job.ts'
+import type { SqlValue, Statement, Transaction } from '../runtime/sql.ts'
+import { type LockedJob, nowMs } from './job.ts'
 import { release } from './slots.ts'
 
 export interface End {
   phase: 'Failed' | 'Cancelled'
   code: string
   message: string
-  /** Of the worker's own finish, where that is what ends the job. */
-  finishedToken?: string | null
 }
 
-/** The row of a job that ends unbuilt, with what its lease says of who and when. Index: PRIMARY. */
-export function endRecorded(job: Job, { phase, code, message, finishedToken = null }: End): Statement {
-  const { worker, startedAtMs, target, id } = job
+/**
+ * What came of jobs that are locked: their leases, while these are still there, say who, when and for what. By default
+ * it is their workers' own finish. Index: PRIMARY of job, worker and outcome, by_job of slot.
+ */
+export function outcomesRecorded(
+  jobIds: number[],
+  { phase, code, message }: End | { phase: 'Replicating'; code?: undefined; message?: undefined },
+  { byWorker = true } = {},
+): Statement {
+  const finished = phase === 'Replicating' ? 'NULL' : nowMs
+  const said: SqlValue[] = [phase, code ?? null, message?.slice(0, 4096) ?? null]
   return [
-    `UPDATE job SET phase = ?, code = ?, message = ?, worker = ?, started_at_ms = ?, target = ?, finished_token = ?,
-       built_at_ms = ${finishedToken === null ? 'NULL' : nowMs}, finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
-     WHERE id = ?`,
-    [phase, code, message.slice(0, 4096), worker, startedAtMs, target, finishedToken, id],
+    `INSERT INTO outcome (job_id, phase, code, message, worker, target, started_at_ms, token, built_at_ms, finished_at_ms,
+       updated_at_ms)
+     SELECT job.id, ?, ?, ?, worker.name, IF(worker.id IS NULL, NULL, slot.target), NULLIF(slot.claimed_at_ms, 0),
+       ${byWorker ? `slot.token, ${nowMs}` : 'NULL, NULL'}, ${finished}, ${nowMs}
+     FROM job LEFT JOIN slot ON slot.job_id = job.id LEFT JOIN worker ON worker.id = slot.worker WHERE job.id IN (?)`,
+    [...said, jobIds],
   ]
 }
 
 /** Ends a job that is locked and not finished: its slot, and with it its lease, is free; it is in no line. */
-export async function end(sql: Transaction, job: Job, how: End): Promise<void> {
-  await sql.execute(...endRecorded(job, how))
+export async function end(sql: Transaction, job: LockedJob, how: End): Promise<void> {
+  await sql.execute(...outcomesRecorded([job.id], how, { byWorker: false }))
   await release(sql, job)
 }

@@ -1,6 +1,6 @@
 import type { Database, Sql } from '../runtime/sql.ts'
 import { cancelAll, jobOfCommit } from './control.ts'
-import { type Job, lockJob, nowMs, selectJobs } from './job.ts'
+import { type LockedJob, lockJob, nowMs, selectJobs } from './job.ts'
 import { lockPipeline, place } from './slots.ts'
 
 export interface NewJob {
@@ -20,7 +20,7 @@ export interface NewJob {
 }
 
 /** Puts a commit into the queue. The same commit of the same pipeline is one job, however often it is pushed. */
-export async function enqueue(database: Database, job: NewJob): Promise<{ job: Job; created: boolean }> {
+export async function enqueue(database: Database, job: NewJob): Promise<{ job: LockedJob; created: boolean }> {
   return database.transaction(
     async (sql) => {
       await sql.execute(
@@ -31,14 +31,14 @@ export async function enqueue(database: Database, job: NewJob): Promise<{ job: J
       const maxJobs = await lockPipeline(sql, job)
       const last = await jobOfCommit(sql, job)
       if (last && job.name !== undefined && job.name !== last.name) {
-        const [named] = await selectJobs(sql, 'job.namespace = ? AND name = ?', [job.namespace, job.name])
+        const [named] = await selectJobs(sql, 'job.namespace = ? AND job.name = ?', [job.namespace, job.name])
         if (named) return { job: named, created: false }
       } else if (last && !job.rebuild) return { job: last, created: false }
       const n = last ? rebuildNumber(last.name, job) + 1 : 1
       const name = job.name ?? (await nameFor(sql, job, n))
       const { insertId } = await sql.execute(
-        `INSERT INTO job (namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, phase, updated_at_ms)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ${nowMs}, 'Queued', ${nowMs})`,
+        `INSERT INTO job (namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, updated_at_ms)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ${nowMs}, ${nowMs})`,
         [job.namespace, job.pipeline, job.commit, n, name, job.ref.slice(0, 512), -(job.priority ?? 0)],
       )
       const created = await lockJob(sql, insertId)
@@ -52,7 +52,7 @@ export async function enqueue(database: Database, job: NewJob): Promise<{ job: J
 }
 
 /** Jobs of the same pipeline and ref that are ahead of this one, queued or running. Index: PRIMARY of slot, blocked, job. */
-async function unfinished(sql: Sql, { namespace, pipeline, ref, id }: Job): Promise<number[]> {
+async function unfinished(sql: Sql, { namespace, pipeline, ref, id }: LockedJob): Promise<number[]> {
   const ids: number[] = []
   for (const table of ['slot', 'blocked'] as const) {
     const rows = await sql.query<{ id: number }>(
@@ -68,7 +68,7 @@ async function unfinished(sql: Sql, { namespace, pipeline, ref, id }: Job): Prom
 /** pipeline-<12 hex>, with all 40 where another commit begins the same; a rebuild has its number behind. */
 async function nameFor(sql: Sql, { namespace, pipeline, commit }: NewJob, n: number): Promise<string> {
   const [short, long] = [commit.slice(0, 12), commit].map((id) => `${pipeline}-${id}${n > 1 ? `-${n}` : ''}`)
-  const taken = await selectJobs(sql, 'job.namespace = ? AND name = ?', [namespace, short ?? ''])
+  const taken = await selectJobs(sql, 'job.namespace = ? AND job.name = ?', [namespace, short ?? ''])
   return (taken.length === 0 ? short : long) ?? ''
 }
 

@@ -1,8 +1,8 @@
 import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
 import type { Statement } from '../runtime/sql.ts'
-import { type End, endRecorded } from './end.ts'
-import { eachTo, type Job, nowMs } from './job.ts'
+import { type End, outcomesRecorded } from './end.ts'
+import type { LockedJob } from './job.ts'
 import { refusal } from './lease.ts'
 
 export type Outcome =
@@ -16,7 +16,7 @@ export interface Finish {
 }
 
 interface Ended {
-  job: Job
+  job: LockedJob
   outcome: Outcome
 }
 
@@ -24,11 +24,11 @@ export interface EndedLeases {
   /** For each finish, in their order: why it is refused. */
   refusals: (Fenced | undefined)[]
   over: Ended[]
-  handedBack: Job[]
+  handedBack: LockedJob[]
 }
 
 /** What becomes of these leases; their jobs, which are locked, are by id. */
-export function endLeases(finishes: Finish[], jobs: Map<number, Job>): EndedLeases {
+export function endLeases(finishes: Finish[], jobs: Map<number, LockedJob>): EndedLeases {
   const ended: Ended[] = []
   const refusals = finishes.map(({ claim, outcome }) => {
     const job = jobs.get(claim.jobId)
@@ -48,35 +48,13 @@ export function endLeases(finishes: Finish[], jobs: Map<number, Job>): EndedLeas
   }
 }
 
-/** Index: PRIMARY of job and of replicating. */
+/** One statement for what was built, one for each that was not. */
 export function endsRecorded(over: Ended[]): Statement[] {
-  const built = over.filter(({ outcome }) => outcome.result === 'Built').map(({ job }) => job)
+  const built = over.filter(({ outcome }) => outcome.result === 'Built').map(({ job }) => job.id)
   const failed = over.filter(({ outcome }) => outcome.result !== 'Built')
   return [
-    ...(built.length > 0 ? builtRecorded(built) : []),
-    ...failed.map(({ job, outcome }) => endRecorded(job, { ...endOf(outcome), finishedToken: job.token })),
-  ]
-}
-
-/** What the leases say of who and when is kept with the jobs. */
-function builtRecorded(jobs: Job[]): Statement[] {
-  const each = (value: (job: Job) => string | number | null) =>
-    eachTo(
-      'id',
-      jobs.map((job) => [job.id, value(job)]),
-    )
-  const worker = each((job) => job.worker)
-  const token = each((job) => job.token)
-  const started = each((job) => job.startedAtMs)
-  const target = each((job) => job.target)
-  return [
-    [
-      `UPDATE job SET phase = 'Replicating', worker = ${worker.sql}, finished_token = ${token.sql},
-         started_at_ms = ${started.sql}, target = ${target.sql}, built_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
-       WHERE id IN (?)`,
-      [...worker.values, ...token.values, ...started.values, ...target.values, jobs.map(({ id }) => id)],
-    ],
-    ['INSERT INTO replicating (job_id) VALUES ?', [jobs.map(({ id }) => [id])]],
+    ...(built.length > 0 ? [outcomesRecorded(built, { phase: 'Replicating' })] : []),
+    ...failed.map(({ job, outcome }) => outcomesRecorded([job.id], endOf(outcome))),
   ]
 }
 

@@ -29,7 +29,7 @@ let answers = new Map<string, Omit<ProbeAnswer, 'worker'>>()
 let checker: HealthChecker
 
 test.before.each(async () => {
-  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'worker'])
+  for (const table of ['pipeline', 'job', 'outcome', 'ready', 'blocked', 'slot', 'worker'])
     await database.execute(`DELETE FROM ${table}`)
   clock = new FakeClock()
   answers = new Map()

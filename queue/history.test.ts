@@ -20,16 +20,15 @@ let count = 0
 /** Jobs as they are in the tables, the oldest first. */
 async function insert(phases: BuildJobPhase[], { namespace = 'demo', pipeline = 'web' } = {}) {
   const isOver = (phase: BuildJobPhase) => phase !== 'Queued' && phase !== 'Running'
-  const rows = phases.map((phase) => {
+  const rows = phases.map(() => {
     const n = ++count
     const commit = String(n).padStart(40, '0')
-    const kept = isOver(phase) ? phase : 'Queued'
-    return [n, namespace, pipeline, commit, 1, `${pipeline}-${n}`, 'refs/heads/main', 0, n, kept, n, n]
+    return [n, namespace, pipeline, commit, 1, `${pipeline}-${n}`, 'refs/heads/main', 0, n, n]
   })
   for (let at = 0; at < rows.length; at += 1000)
     await database.execute(
-      `INSERT INTO job (id, namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, phase, updated_at_ms,
-         finished_at_ms) VALUES ?`,
+      `INSERT INTO job (id, namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, updated_at_ms)
+       VALUES ?`,
       [rows.slice(at, at + 1000)],
     )
   for (const [index, phase] of phases.entries()) {
@@ -37,14 +36,19 @@ async function insert(phases: BuildJobPhase[], { namespace = 'demo', pipeline = 
     const slot = [namespace, pipeline, id, id]
     if (phase === 'Running')
       await database.execute(
-        "INSERT INTO slot (namespace, pipeline, slot, job_id, worker, token, poll_id) VALUES (?, ?, ?, ?, 'w', '1-x', ?)",
+        "INSERT INTO slot (namespace, pipeline, slot, job_id, worker, token, poll_id) VALUES (?, ?, ?, ?, 1, '1-x', ?)",
         [...slot, id],
       )
     else if (phase === 'Queued' && Number(id) % 2 === 0)
-      await database.execute('INSERT INTO slot (namespace, pipeline, slot, job_id) VALUES (?, ?, ?, ?)', slot)
+      await database.execute('INSERT INTO slot (namespace, pipeline, slot, job_id, poll_id) VALUES (?, ?, ?, ?, ?)', [
+        ...slot,
+        id,
+      ])
     else if (phase === 'Queued') await database.execute('INSERT INTO blocked VALUES (?, ?, 0, ?, ?)', slot)
-    else if (phase === 'Replicating') await database.execute('INSERT INTO replicating VALUES (?)', [id])
   }
+  const over = phases.flatMap((phase, index) => (isOver(phase) ? [[rows[index]?.[0] ?? 0, phase, 1]] : []))
+  for (let at = 0; at < over.length; at += 1000)
+    await database.execute('INSERT INTO outcome (job_id, phase, updated_at_ms) VALUES ?', [over.slice(at, at + 1000)])
 }
 /** All pages: the names in order, and how many pages it took. */
 async function all(query: Omit<HistoryQuery, 'beforeId'>) {
@@ -62,7 +66,7 @@ const range = (from: number, to: number) => Array.from({ length: from - to + 1 }
 
 test.before.each(async () => {
   count = 0
-  for (const table of ['job', 'job_log', 'kept_log', 'slot', 'blocked', 'replicating'])
+  for (const table of ['job', 'job_log', 'kept_log', 'slot', 'blocked', 'outcome'])
     await database.execute(`DELETE FROM ${table}`)
 })
 

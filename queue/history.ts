@@ -37,24 +37,25 @@ export async function listJobs(database: Database, query: HistoryQuery): Promise
 
 type JobId = { id: number; phase?: BuildJobPhase }
 
-/** Index: by_namespace or by_pipeline, whose order it is. */
+/** Index: by_namespace or by_pipeline, whose order it is; PRIMARY of outcome. */
 function newest(database: Database, query: HistoryQuery, size: number): Promise<JobId[]> {
   const index = query.pipeline === undefined ? 'by_namespace' : 'by_pipeline'
   const { where, values } = ofTenant(query)
   return database.query<JobId & Record<string, unknown>>(
-    `SELECT id, phase FROM job FORCE INDEX (${index}) WHERE ${where} AND id < ? ORDER BY id DESC LIMIT ?`,
+    `SELECT id, phase FROM job FORCE INDEX (${index}) LEFT JOIN outcome ON outcome.job_id = job.id
+     WHERE ${where} AND id < ? ORDER BY id DESC LIMIT ?`,
     [...values, before(query), size],
   )
 }
 
 /** Where those are that will leave their phase; none is in two of them. */
 const unfinished: Partial<Record<BuildJobPhase, string[]>> = {
-  Running: ['slot WHERE worker IS NOT NULL AND'],
-  Queued: ['slot WHERE worker IS NULL AND', 'blocked WHERE'],
-  Replicating: ['replicating JOIN job ON job.id = job_id WHERE'],
+  Running: ['slot WHERE worker > 0 AND'],
+  Queued: ['slot WHERE worker = 0 AND', 'blocked WHERE'],
+  Replicating: ["outcome JOIN job ON job.id = job_id WHERE phase = 'Replicating' AND"],
 }
 
-/** Index: PRIMARY of slot, blocked, replicating and job. */
+/** Index: PRIMARY of slot, blocked and job, by_phase of outcome. */
 function unfinishedIn(database: Database, phase: BuildJobPhase, query: HistoryQuery, size: number): Promise<JobId[]> {
   const { where, values } = ofTenant(query)
   const sources = unfinished[phase] ?? []
@@ -72,11 +73,12 @@ const ofTenant = ({ namespace, pipeline }: HistoryQuery) =>
 
 const before = ({ beforeId }: HistoryQuery) => beforeId ?? Number.MAX_SAFE_INTEGER
 
-/** All jobs that are not over. Index: of slot, blocked and replicating all; PRIMARY of job. */
+/** All jobs that are not over. Index: of slot and blocked all; by_phase of outcome, PRIMARY of job. */
 export function unfinishedJobs(database: Database): Promise<Pick<Job, 'namespace' | 'name'>[]> {
   return database.query<Pick<Job, 'namespace' | 'name'> & Record<string, unknown>>(
     `SELECT job.namespace, job.name FROM (
-       SELECT job_id FROM slot UNION ALL SELECT job_id FROM blocked UNION ALL SELECT job_id FROM replicating
+       SELECT job_id FROM slot UNION ALL SELECT job_id FROM blocked
+       UNION ALL SELECT job_id FROM outcome WHERE phase = 'Replicating'
      ) unfinished JOIN job ON job.id = unfinished.job_id`,
   )
 }
@@ -93,7 +95,9 @@ export function deleteJobs(database: Database, jobIds: number[]): Promise<number
       const jobs = await lockJobs(sql, jobIds)
       const ids = jobs.filter(({ phase }) => final.includes(phase)).map(({ id }) => id)
       if (ids.length === 0) return 0
-      await sql.all(['job_log', 'kept_log'].map((table) => [`DELETE FROM ${table} WHERE job_id IN (?)`, [ids]]))
+      await sql.all(
+        ['job_log', 'kept_log', 'outcome'].map((table) => [`DELETE FROM ${table} WHERE job_id IN (?)`, [ids]]),
+      )
       await sql.execute('DELETE FROM job WHERE id IN (?)', [ids])
       return ids.length
     },

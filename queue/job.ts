@@ -13,7 +13,7 @@
  */
 import type { BuildJobPhase } from '../api/buildJob.ts'
 import type { ErrorCode } from '../api/errors.ts'
-import type { Row, Scalar, Sql, Statement } from '../runtime/sql.ts'
+import type { Row, Sql, Statement } from '../runtime/sql.ts'
 
 /** A job, with what its lease says while it runs. Times are Unix milliseconds of the server's clock. */
 export interface Job {
@@ -54,63 +54,77 @@ export interface Job {
 /** The server's clock, for statements. */
 export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 
-const columns = `job.id, job.namespace, job.pipeline, commit_id AS \`commit\`, name, ref, -job.priority AS priority,
-  job.created_at_ms AS createdAtMs, IF(slot.worker IS NULL, phase, 'Running') AS phase, cancel,
-  lost_workers AS lostWorkers, handed_back AS handedBack, COALESCE(slot.worker, job.worker) AS worker,
-  slot.token AS token, finished_token AS finishedToken,
-  COALESCE(slot.claimed_at_ms, started_at_ms) AS startedAtMs, finished_at_ms AS finishedAtMs, code, message,
-  COALESCE(slot.target, job.target) AS target, facts, replicated, updated_at_ms AS updatedAtMs`
+const asked = `job.id, job.namespace, job.pipeline, commit_id AS \`commit\`, job.name, ref, -job.priority AS priority,
+  job.created_at_ms AS createdAtMs, cancel, lost_workers AS lostWorkers, handed_back AS handedBack, facts`
 
-type JobRow = Omit<Job, 'cancel' | 'claims' | 'attempt'> & { cancel: number }
+/** Of a job in line, the slot and the outcome say nothing. */
+const inLine = `${asked}, 'Queued' AS phase, NULL AS token, NULL AS finishedToken, NULL AS startedAtMs,
+  NULL AS finishedAtMs, NULL AS code, NULL AS message, NULL AS replicated, job.updated_at_ms AS updatedAtMs`
 
-function fromRow(row: JobRow): Job {
+const state = `${asked}, IF(slot.worker > 0, 'Running', COALESCE(phase, 'Queued')) AS phase,
+  NULLIF(slot.token, '') AS token, outcome.token AS finishedToken,
+  COALESCE(NULLIF(slot.claimed_at_ms, 0), started_at_ms) AS startedAtMs, finished_at_ms AS finishedAtMs, code, message,
+  replicated, GREATEST(job.updated_at_ms, COALESCE(outcome.updated_at_ms, 0)) AS updatedAtMs`
+
+/** Index: by_job of slot, PRIMARY of outcome. */
+const withState = 'job LEFT JOIN slot ON slot.job_id = job.id LEFT JOIN outcome ON outcome.job_id = job.id'
+
+/** What is locked with a job: not the rows of worker and target, which jobs share. */
+export type LockedJob = Omit<Job, 'worker' | 'target'>
+
+type Read<T extends LockedJob> = Omit<T, 'cancel' | 'claims' | 'attempt'> & { cancel: number }
+
+function fromRow<T extends LockedJob>(row: Read<T>) {
   const { lostWorkers, handedBack, cancel } = row
   const token = row.token ?? row.finishedToken
   const claims = token === null ? lostWorkers + handedBack : Number.parseInt(token, 10)
   return { ...row, cancel: cancel === 1, claims, attempt: claims - handedBack }
 }
 
-/** Locks jobs and their slots, in the order of their ids, until the transaction ends; for `jobsOf`. */
+/** Locks jobs, their slots and outcomes, in the order of their ids, until the transaction ends; for `jobsOf`. */
 export const jobsLocked = (ids: number[]): Statement => [
-  // Index: PRIMARY of job, by_job of slot.
-  `SELECT ${columns} FROM job LEFT JOIN slot ON slot.job_id = job.id WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
+  `SELECT ${state} FROM ${withState} WHERE job.id IN (?) ORDER BY job.id FOR UPDATE`,
   [ids],
 ]
 
 /** Locks the first jobs in line that nobody else has locked, in order, in `ready` and in `job`; for `jobsOf`. */
 export const readyLocked = (limit: number): Statement => [
-  // Index: PRIMARY of ready, whose order it is, so that LIMIT bounds what is locked; PRIMARY of job. Of a job that is
-  // ready the slot says nothing: not joined, not locked.
-  `SELECT ${columns.replaceAll(/slot\.\w+/g, 'NULL')}
-   FROM ready FORCE INDEX (PRIMARY) STRAIGHT_JOIN job ON job.id = ready.job_id
+  // Index: PRIMARY of ready, whose order it is, so that LIMIT bounds what is locked; PRIMARY of job.
+  `SELECT ${inLine} FROM ready FORCE INDEX (PRIMARY) STRAIGHT_JOIN job ON job.id = ready.job_id
    ORDER BY ready.priority, ready.created_at_ms, ready.job_id LIMIT ? FOR UPDATE SKIP LOCKED`,
   [limit],
 ]
 
 /** What `jobsLocked` or `readyLocked` was answered. */
-export const jobsOf = (rows: Row[] = []): Job[] => (rows as unknown as JobRow[]).map(fromRow)
+export const jobsOf = (rows: Row[] = []): LockedJob[] =>
+  (rows as unknown as Read<LockedJob>[]).map((row) => fromRow<LockedJob>(row))
 
-/** A job and its slot, locked until the transaction ends. */
-export async function lockJob(sql: Sql, id: number): Promise<Job | undefined> {
+/** A job, its slot and its outcome, locked until the transaction ends. */
+export async function lockJob(sql: Sql, id: number): Promise<LockedJob | undefined> {
   return (await lockJobs(sql, [id]))[0]
 }
 
-/** Jobs and their slots, locked until the transaction ends. */
-export async function lockJobs(sql: Sql, ids: number[]): Promise<Job[]> {
+/** As `lockJob`, of several. */
+export async function lockJobs(sql: Sql, ids: number[]): Promise<LockedJob[]> {
   return ids.length === 0 ? [] : jobsOf(await sql.query(...jobsLocked(ids)))
 }
 
 /** Jobs by any condition on an index of `job`. */
 export async function selectJobs(sql: Sql, where: string, values: (string | number | number[])[]): Promise<Job[]> {
-  const rows = await sql.query<JobRow>(
-    `SELECT ${columns} FROM job LEFT JOIN slot ON slot.job_id = job.id WHERE ${where}`,
+  // Index: PRIMARY of worker and target.
+  const rows = await sql.query<Read<Job>>(
+    `SELECT ${state}, COALESCE(worker.name, outcome.worker) AS worker, target.value AS target
+     FROM ${withState} LEFT JOIN worker ON worker.id = slot.worker
+       LEFT JOIN target ON target.digest = COALESCE(outcome.target, slot.target)
+     WHERE ${where}`,
     values,
   )
-  return rows.map(fromRow)
+  return rows.map((row) => fromRow<Job>(row))
 }
 
 const types = {
   job_id: 'BIGINT',
+  worker_id: 'BIGINT',
   priority: 'INT',
   created_at_ms: 'BIGINT',
   poll_id: 'BIGINT',
@@ -118,12 +132,13 @@ const types = {
   pipeline: 'VARCHAR(253) CHARACTER SET ascii COLLATE ascii_bin',
   worker: 'VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin',
   token: 'VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin',
+  digest: 'CHAR(32) CHARACTER SET ascii',
 }
 
 /**
  * Rows to join with, named `given`, and their value for the statement: each is looked up by its key, and one statement
- * serves any number. For looking up and deleting: a joined update keeps its new values in a table first, on the disk where
- * they are long. A long OR is evaluated anew for every row, CASE too; `(a, b) IN (…)` has MariaDB read, and lock, all.
+ * serves any number. A long OR is evaluated anew for every row, CASE too; `(a, b) IN (…)` has MariaDB read, and lock, all.
+ * An update keeps its new values in a temporary table first, on the disk when one of them is JSON or text: give none.
  */
 export function given<Column extends keyof typeof types>(
   columns: Column[],
@@ -133,14 +148,5 @@ export function given<Column extends keyof typeof types>(
   return {
     table: `JSON_TABLE(?, '$[*]' COLUMNS (${list})) AS given`,
     value: JSON.stringify(rows.map((row) => columns.map((name) => row[name]))),
-  }
-}
-
-/** For an UPDATE of many rows: the value that belongs to each row's `column`, which is a number. */
-export function eachTo(column: string, rows: [key: number, value: Scalar][]): { sql: string; values: Scalar[] } {
-  const marks = rows.map(() => '?').join(', ')
-  return {
-    sql: `ELT(FIELD(${column}, ${marks}), ${marks})`,
-    values: [...rows.map(([key]) => key), ...rows.map(([, value]) => value)],
   }
 }

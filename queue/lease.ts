@@ -2,7 +2,7 @@ import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
 import type { Database, Sql } from '../runtime/sql.ts'
 import { end } from './end.ts'
-import { given, type Job, lockJob, nowMs } from './job.ts'
+import { given, type LockedJob, lockJob, nowMs } from './job.ts'
 import { lockPipeline, place } from './slots.ts'
 
 const maxLostWorkers = 3
@@ -10,14 +10,14 @@ const maxLostWorkers = 3
 export const refusal = ({ jobId }: JobClaim) => new Fenced(`job ${jobId}: the token is not the latest`)
 
 /** Locks job and lease when the token is the latest. Throws Fenced. */
-async function holding(sql: Sql, claim: JobClaim): Promise<Job> {
+async function holding(sql: Sql, claim: JobClaim): Promise<LockedJob> {
   const job = await lockJob(sql, claim.jobId)
   if (job?.token !== claim.token) throw refusal(claim)
   return job
 }
 
 /** Throws Fenced when the token is not the latest. */
-export async function requireLease(database: Database, claim: JobClaim): Promise<Job> {
+export async function requireLease(database: Database, claim: JobClaim): Promise<LockedJob> {
   return database.transaction((sql) => holding(sql, claim), { idempotent: true })
 }
 
@@ -62,12 +62,12 @@ export async function recordUpload(database: Database, claim: JobClaim, facts: u
 }
 
 /** A running job goes back to its place in the line; its facts are those of an upload that no longer counts. */
-export async function putBack(sql: Sql, job: Job, count: 'handed_back' | 'lost_workers'): Promise<void> {
+export async function putBack(sql: Sql, job: LockedJob, count: 'handed_back' | 'lost_workers'): Promise<void> {
   await sql.execute(`UPDATE job SET facts = NULL, ${count} = ${count} + 1, updated_at_ms = ${nowMs} WHERE id = ?`, [
     job.id,
   ])
   await sql.execute(
-    `UPDATE slot SET worker = NULL, token = NULL, poll_id = NULL, target = NULL, claimed_at_ms = NULL, seen_at_ms = NULL
+    `UPDATE slot SET worker = 0, poll_id = job_id, token = '', target = '', claimed_at_ms = 0, seen_at_ms = 0
      WHERE job_id = ?`,
     [job.id],
   )
@@ -106,10 +106,10 @@ export interface LeaseRow {
   seenAtMs: number
 }
 
-/** All leases. Index: by_poll, of those slots that have one. */
+/** All leases. Index: by_poll, of those slots that have one; PRIMARY of worker. */
 export function leases(sql: Sql): Promise<LeaseRow[]> {
   return sql.query(
-    `SELECT job_id AS jobId, worker, token, poll_id AS pollId, claimed_at_ms AS claimedAtMs, seen_at_ms AS seenAtMs
-     FROM slot FORCE INDEX (by_poll) WHERE worker IS NOT NULL`,
+    `SELECT job_id AS jobId, name AS worker, token, poll_id AS pollId, claimed_at_ms AS claimedAtMs, seen_at_ms AS seenAtMs
+     FROM slot FORCE INDEX (by_poll) STRAIGHT_JOIN worker ON worker.id = slot.worker WHERE slot.worker > 0`,
   )
 }

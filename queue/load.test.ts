@@ -18,7 +18,7 @@ await database.migrate(join(import.meta.dirname, 'migrations'))
 const minute = 60_000
 
 test.before.each(async () => {
-  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'worker'])
+  for (const table of ['pipeline', 'job', 'outcome', 'ready', 'blocked', 'slot', 'worker'])
     await database.execute(`DELETE FROM ${table}`)
 })
 
@@ -68,7 +68,7 @@ test('build times are those of the builds that ended last, without what came aft
   await build(90_000, 'Failed')
   // Replicated for an hour.
   await database.execute(
-    `UPDATE job SET phase = 'Succeeded', finished_at_ms = ${nowMs} + 3600000 WHERE phase = 'Replicating'`,
+    `UPDATE outcome SET phase = 'Succeeded', finished_at_ms = ${nowMs} + 3600000 WHERE phase = 'Replicating'`,
   )
   const { buildMs } = await queueRates(database)
   assert.ok(buildMs >= 60_000 && buildMs < 65_000, String(buildMs))
@@ -85,8 +85,8 @@ test('builds that take much longer than the last ones are seen while they run', 
 
 test('a history of 20,000 jobs is not read: the last ones are enough', async () => {
   await seedJobs(database, { waiting: 100, history: 20_000 })
-  await database.execute("UPDATE job SET started_at_ms = 1, built_at_ms = 5001 WHERE phase = 'Succeeded'")
-  await database.execute('ANALYZE TABLE job')
+  await database.execute("UPDATE outcome SET started_at_ms = 1, built_at_ms = 5001 WHERE phase = 'Succeeded'")
+  await database.execute('ANALYZE TABLE job, outcome')
   const rowsRead = async (sql: Sql) => {
     const status = await sql.query<{ Value: string }>("SHOW SESSION STATUS LIKE 'Handler_read%'")
     return status.reduce((total, { Value }) => total + Number(Value), 0)

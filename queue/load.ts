@@ -17,7 +17,7 @@ export interface QueueFigures {
 export async function queueFigures(sql: Sql): Promise<QueueFigures> {
   const [row] = await sql.query<Omit<QueueFigures, 'oldestReadyMs'> & { oldestReadyMs: number | null }>(
     `SELECT (SELECT COUNT(*) FROM ready) AS ready, (SELECT COUNT(*) FROM blocked) AS blocked,
-       (SELECT COUNT(*) FROM slot WHERE worker IS NOT NULL) AS running,
+       (SELECT COUNT(*) FROM slot WHERE worker > 0) AS running,
        (SELECT GREATEST(0, ${nowMs} - MIN(created_at_ms)) FROM ready) AS oldestReadyMs`,
   )
   const { ready = 0, blocked = 0, running = 0, oldestReadyMs } = row ?? {}
@@ -28,10 +28,10 @@ export async function queueFigures(sql: Sql): Promise<QueueFigures> {
 const windowMs = 600_000
 /** And over no more of them: 100 a minute is a rate that is known well enough. */
 const latestJobs = 1000
-/** Builds whose times are averaged. */
+/** Builds whose times are averaged: those of them that ended last, */
 const latestBuilds = 100
-/** They are among the jobs that changed last; a job changes a few times after its build. */
-const latestChanges = 400
+/** of the last queued that are over. */
+const latestOver = 400
 /** Of builds of which none has ended yet: long, so that each job that waits gets a worker. */
 const unknownBuildMs = 300_000
 
@@ -51,16 +51,16 @@ async function arrivalsPerMs(sql: Sql): Promise<number> {
   return jobs / (jobs < latestJobs ? windowMs : Math.max(1, spanMs ?? windowMs))
 }
 
-/** Index: by_update of job, from its end; by_poll of slot. */
+/** Index: PRIMARY of outcome, from its end; by_poll of slot. */
 async function buildMs(sql: Sql): Promise<number> {
   const [row] = await sql.query<{ endedMs: number | null; runningMs: number | null }>(
     `SELECT
        (SELECT AVG(ended - began) FROM
          (SELECT began, ended FROM
            (SELECT started_at_ms AS began, COALESCE(built_at_ms, finished_at_ms) AS ended
-            FROM job FORCE INDEX (by_update) ORDER BY updated_at_ms DESC LIMIT ${latestChanges}) AS changed
+            FROM outcome ORDER BY job_id DESC LIMIT ${latestOver}) AS latest_over
           WHERE began IS NOT NULL AND ended IS NOT NULL ORDER BY ended DESC LIMIT ${latestBuilds}) AS latest) AS endedMs,
-       (SELECT AVG(${nowMs} - claimed_at_ms) FROM slot WHERE worker IS NOT NULL) AS runningMs`,
+       (SELECT AVG(${nowMs} - claimed_at_ms) FROM slot WHERE worker > 0) AS runningMs`,
   )
   const { endedMs, runningMs } = row ?? {}
   if (endedMs === undefined || endedMs === null) return unknownBuildMs

@@ -43,7 +43,7 @@ const build = async (taken: Awaited<ReturnType<typeof take>>) => {
 }
 
 test.before.each(async () => {
-  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'replicating', 'worker', 'job_log'])
+  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'outcome', 'worker', 'job_log'])
     await database.execute(`DELETE FROM ${table}`)
 })
 
@@ -101,7 +101,9 @@ test('while jobs are claimed and finished, pushes that cancel older ones leave o
   const workers = ['w1', 'w2', 'w3', 'w4'].map(worker)
   for (let n = 1; n <= 60; n++) await push(n, { maxJobs: 2, cancelOlder: true })
   await until('every job is over', async () => {
-    const [row] = await database.query<{ n: number }>("SELECT COUNT(*) AS n FROM job WHERE phase = 'Queued'")
+    const [row] = await database.query<{ n: number }>(
+      'SELECT COUNT(*) AS n FROM job WHERE id NOT IN (SELECT job_id FROM outcome)',
+    )
     return row?.n === 0
   })
   over.abort()

@@ -20,8 +20,8 @@ export async function place(sql: Sql, job: Placed, maxJobs: number): Promise<'re
       )
       return 'blocked'
     }
-    const own = [namespace, pipeline, free, id]
-    await sql.execute('INSERT INTO slot (namespace, pipeline, slot, job_id) VALUES (?, ?, ?, ?)', own)
+    const own = [namespace, pipeline, free, id, id]
+    await sql.execute('INSERT INTO slot (namespace, pipeline, slot, job_id, poll_id) VALUES (?, ?, ?, ?, ?)', own)
   }
   await sql.execute('INSERT INTO ready VALUES (?, ?, ?)', [-job.priority, job.createdAtMs, id])
   return 'ready'
@@ -106,8 +106,8 @@ export async function promote(sql: Sql, { namespace, pipeline, maxJobs, waits }:
        AND blocked.priority = given.priority AND blocked.created_at_ms = given.created_at_ms AND blocked.job_id = given.job_id`,
     [keys.value, namespace, pipeline],
   )
-  await sql.execute('INSERT INTO slot (namespace, pipeline, slot, job_id) VALUES ?', [
-    next.map(({ job_id }, i) => [namespace, pipeline, free[i] ?? 0, job_id]),
+  await sql.execute('INSERT INTO slot (namespace, pipeline, slot, job_id, poll_id) VALUES ?', [
+    next.map(({ job_id }, i) => [namespace, pipeline, free[i] ?? 0, job_id, job_id]),
   ])
   await sql.execute('INSERT INTO ready (priority, created_at_ms, job_id) VALUES ?', [
     next.map((row) => [row.priority, row.created_at_ms, row.job_id]),

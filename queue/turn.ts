@@ -14,10 +14,10 @@ import {
 } from './claim.ts'
 import { end } from './end.ts'
 import { endLeases, endsRecorded, type Finish, type Outcome } from './finish.ts'
-import { type Job, jobsLocked, jobsOf, readyLocked } from './job.ts'
+import { jobsLocked, jobsOf, type LockedJob, readyLocked } from './job.ts'
 import { putBack } from './lease.ts'
 import { type LockedPipeline, pipelinesLocked, promote, slotsFreed } from './slots.ts'
-import { drainingLocked } from './workers.ts'
+import { type LockedWorker, workersLocked } from './workers.ts'
 
 export interface Turn {
   finishes?: Finish[]
@@ -29,8 +29,8 @@ export interface Turn {
 export interface TurnAnswers {
   /** For each finish, in their order: why it is refused. */
   refusals: (Fenced | undefined)[]
-  /** For each claimer, in their order; nothing for those that are draining. */
-  claims: (Claim | 'draining' | undefined)[]
+  /** For each claimer, in their order. A worker that is draining gets nothing; one that is unknown must be heard first. */
+  claims: (Claim | 'draining' | 'unknown' | undefined)[]
   /** There may be more in line. */
   more: boolean
 }
@@ -61,7 +61,7 @@ export async function claim(database: Database, claimer: Claimer, targetOf?: Tar
   await hear(database, [claimer])
   const { claims } = await takeTurn(database, { claimers: [claimer], ...(targetOf && { targetOf }) })
   const [taken] = claims
-  if (taken !== undefined && taken !== 'draining') return taken
+  if (typeof taken === 'object') return taken
   return (await claimedBefore(database, [claimer])).get(pollOf(claimer))
 }
 
@@ -81,15 +81,18 @@ async function play(
   const names = [...new Set(claimers.map(({ worker }) => worker))]
   const locks: Statement[] = [
     ...(ids.length > 0 ? [pipelinesLocked(ids), jobsLocked(ids)] : []),
-    ...(names.length > 0 ? [drainingLocked(names), readyLocked(claimers.length)] : []),
+    ...(names.length > 0 ? [workersLocked(names), readyLocked(claimers.length)] : []),
   ]
   const answers = await sql.all(locks)
   const [pipelines, held] = ids.length > 0 ? answers.splice(0, 2) : []
-  const [drained = [], ready] = answers
+  const [workers = [], ready] = answers
 
   const ends = endLeases(finishes, new Map(jobsOf(held).map((job) => [job.id, job])))
-  const draining = new Set(drained.map(({ name }) => name))
-  const awake = claimers.filter(({ worker }) => !draining.has(worker))
+  const known = new Map((workers as unknown as LockedWorker[]).map((worker) => [worker.name, worker]))
+  const awake = claimers.flatMap((claimer) => {
+    const worker = known.get(claimer.worker)
+    return worker && worker.draining === 0 ? [{ claimer, workerId: worker.id }] : []
+  })
   const heads = jobsOf(ready)
   const { leases, refused } = newLeases(heads, awake, targetOf)
   const left = [...leases.map(({ job }) => job), ...refused.map(({ job }) => job)]
@@ -97,7 +100,7 @@ async function play(
   const changes = [
     ...(over.length > 0 ? [...endsRecorded(ends.over), slotsFreed(over)] : []),
     ...(left.length > 0 ? [lineLeft(left)] : []),
-    ...(leases.length > 0 ? [leasesGiven(leases)] : []),
+    ...(leases.length > 0 ? leasesGiven(leases) : []),
   ]
   const waiting = over.length > 0 ? ((pipelines ?? []) as unknown as LockedPipeline[]).filter(({ waits }) => waits) : []
   const rest = waiting.length + ends.handedBack.length + refused.length
@@ -109,15 +112,19 @@ async function play(
   const claims = new Map(leases.map(({ claimer, job, token }) => [pollOf(claimer), { job, token }]))
   return {
     refusals: ends.refusals,
-    claims: claimers.map((one) => (draining.has(one.worker) ? 'draining' : claims.get(pollOf(one)))),
+    claims: claimers.map((one) => {
+      const worker = known.get(one.worker)
+      if (!worker) return 'unknown'
+      return worker.draining === 0 ? claims.get(pollOf(one)) : 'draining'
+    }),
     more: (awake.length > 0 && heads.length >= awake.length) || rest > 0,
   }
 }
 
 interface Rest {
   waiting: LockedPipeline[]
-  handedBack: Job[]
-  refused: { job: Job; why: Stalled }[]
+  handedBack: LockedJob[]
+  refused: { job: LockedJob; why: Stalled }[]
 }
 
 async function settle(sql: Transaction, { waiting, handedBack, refused }: Rest): Promise<void> {

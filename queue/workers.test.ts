@@ -7,7 +7,7 @@ import { Database } from '../runtime/sql.ts'
 import { hear } from './claim.ts'
 import { enqueue } from './enqueue.ts'
 import { claim, finish, takeTurn } from './turn.ts'
-import { drain, drainingLocked, forget, leave, listWorkers, stateOf, undrain } from './workers.ts'
+import { drain, forget, leave, listWorkers, stateOf, undrain, workersLocked } from './workers.ts'
 
 const test = suite('workers')
 const server = await startDatabase()
@@ -16,7 +16,7 @@ await database.migrate(join(import.meta.dirname, 'migrations'))
 const probeSecret = 's'.repeat(32)
 
 test.before.each(async () => {
-  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'worker'])
+  for (const table of ['pipeline', 'job', 'outcome', 'ready', 'blocked', 'slot', 'worker'])
     await database.execute(`DELETE FROM ${table}`)
 })
 
@@ -59,6 +59,7 @@ test('only the idle are drained, and they get no job until that is taken back', 
   assert.equal(await drain(database, ['idle', 'busy', 'unknown']), ['idle'])
   assert.equal(await states(), { idle: 'draining', busy: 'busy' })
   const id = await push()
+  await hear(database, [claimer('new')])
   const { claims: given } = await takeTurn(database, { claimers: [claimer('idle'), claimer('new')] })
   assert.is(given[0], 'draining')
   assert.is(typeof given[1] === 'object' && given[1].job.id, id)
@@ -82,7 +83,8 @@ test('whoever drains waits for the claim that is under way, and then sees its le
   const drained = Promise.withResolvers<string[]>()
   let ended = false
   await database.transaction(async (sql) => {
-    assert.equal(await sql.query(...drainingLocked(['w'])), [{ name: null }])
+    const [worker] = await sql.query<{ id: number; draining: number }>(...workersLocked(['w']))
+    assert.is(worker?.draining, 0)
     void drain(database, ['w'])
       .finally(() => {
         ended = true
@@ -92,13 +94,15 @@ test('whoever drains waits for the claim that is under way, and then sees its le
       const statements = await database.query<{ info: string | null }>(
         'SELECT info AS info FROM information_schema.processlist',
       )
-      return statements.some(({ info }) => info?.startsWith('SELECT name FROM worker') && info.endsWith('FOR UPDATE'))
+      return statements.some(
+        ({ info }) => info?.startsWith('SELECT id, name FROM worker') && info.endsWith('FOR UPDATE'),
+      )
     })
     assert.not(ended)
-    await sql.execute("UPDATE slot SET worker = 'w', token = '1-x', poll_id = 1")
+    await sql.execute("UPDATE slot SET worker = ?, token = '1-x', poll_id = 1", [worker?.id ?? 0])
   })
   assert.equal(await drained.promise, [])
-  assert.equal(await states(), { w: 'idle' })
+  assert.equal(await states(), { w: 'busy' })
 })
 
 test('20 workers claim while they are drained again and again: nobody that was drained holds a job', async () => {
@@ -133,7 +137,10 @@ test('20 workers claim while they are drained again and again: nobody that was d
       drains += drained.length
       if (drained.length === 0) continue
       // A claim that began before would commit now.
-      const busy = await database.query<{ worker: string }>('SELECT worker FROM slot WHERE worker IN (?)', [drained])
+      const busy = await database.query(
+        'SELECT worker.name FROM slot JOIN worker ON worker.id = slot.worker WHERE worker.name IN (?)',
+        [drained],
+      )
       assert.equal(busy, [])
       await undrain(database, drained)
     }

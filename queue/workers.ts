@@ -28,7 +28,7 @@ export async function listWorkers(sql: Sql): Promise<KnownWorker[]> {
     `SELECT worker.name, worker.class, worker.isolation, worker.draining, worker.first_seen_ms AS firstSeenMs,
        worker.last_seen_ms AS lastSeenMs, ${nowMs} AS nowMs, job.namespace, job.name AS job,
        slot.claimed_at_ms AS sinceMs
-     FROM worker LEFT JOIN slot ON slot.worker = worker.name LEFT JOIN job ON job.id = slot.job_id
+     FROM worker LEFT JOIN slot ON slot.worker = worker.id LEFT JOIN job ON job.id = slot.job_id
      ORDER BY worker.class, worker.name, slot.claimed_at_ms`,
   )
   // A job that was handed back may still have its lease for a moment: the latest is what the worker builds.
@@ -48,13 +48,20 @@ export function stateOf({ lastSeenMs, nowMs: now, job, draining }: KnownWorker, 
   return draining ? 'draining' : 'idle'
 }
 
+/** A worker whose row is locked. */
+export interface LockedWorker {
+  id: number
+  name: string
+  draining: number
+}
+
 /**
- * Locks these workers' rows (shared) until the transaction ends; gives the `name` of those that are draining. Whoever
- * wants to drain one of the others waits, and then sees the lease that was given meanwhile.
+ * Locks these workers' rows (shared) until the transaction ends; each as a LockedWorker. Whoever wants to drain or forget
+ * one of them waits, and then sees the lease that was given meanwhile.
  */
-export const drainingLocked = (names: string[]): Statement => [
-  // Index: PRIMARY, in its order. The condition is on what is read: a row that doesn't match one would not stay locked.
-  'SELECT IF(draining, name, NULL) AS name FROM worker WHERE name IN (?) LOCK IN SHARE MODE',
+export const workersLocked = (names: string[]): Statement => [
+  // Index: by_name, in its order.
+  'SELECT id, name, draining FROM worker WHERE name IN (?) LOCK IN SHARE MODE',
   [names],
 ]
 
@@ -93,14 +100,16 @@ export async function leave(database: Database, worker: string, probeSecret: str
   if (row) await forget(database, [row.name])
 }
 
-/** Those without a lease, locked, in the order of their names. Index: PRIMARY of worker, by_poll of slot. */
+/** Those without a lease, locked, in the order of their names. Index: by_name of worker, by_poll of slot. */
 async function lockIdle(sql: Sql, names: string[]): Promise<string[]> {
-  const known = await sql.query<{ name: string }>(
-    'SELECT name FROM worker WHERE name IN (?) ORDER BY name FOR UPDATE',
+  const known = await sql.query<{ id: number; name: string }>(
+    'SELECT id, name FROM worker WHERE name IN (?) ORDER BY name FOR UPDATE',
     [names],
   )
+  if (known.length === 0) return []
   // A statement of its own, behind the locks: it sees what claims that were under way have committed.
-  const busy = await sql.query<{ worker: string }>('SELECT worker FROM slot WHERE worker IN (?)', [names])
+  const ids = known.map(({ id }) => id)
+  const busy = await sql.query<{ worker: number }>('SELECT worker FROM slot WHERE worker IN (?)', [ids])
   const holding = new Set(busy.map(({ worker }) => worker))
-  return known.map(({ name }) => name).filter((name) => !holding.has(name))
+  return known.filter(({ id }) => !holding.has(id)).map(({ name }) => name)
 }

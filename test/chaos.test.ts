@@ -120,7 +120,9 @@ test('every job ends once, in order, whatever is killed, frozen, cut off, answer
   )
 
   const open = async () => {
-    const [row] = await database.query<{ n: number }>("SELECT COUNT(*) AS n FROM job WHERE phase = 'Queued'")
+    const [row] = await database.query<{ n: number }>(
+      'SELECT COUNT(*) AS n FROM job WHERE id NOT IN (SELECT job_id FROM outcome)',
+    )
     return row?.n ?? Number.NaN
   }
   await until('every job is over', async () => (await open()) === 0, { timeoutMs: 150_000, intervalMs: 500 })
@@ -135,8 +137,8 @@ test('every job ends once, in order, whatever is killed, frozen, cut off, answer
     handedBack: number
     startedAtMs: number
   }>(
-    `SELECT id, pipeline, phase, code, finished_token AS token, lost_workers AS lost, handed_back AS handedBack, started_at_ms AS startedAtMs
-     FROM job ORDER BY id`,
+    `SELECT id, pipeline, phase, code, token, lost_workers AS lost, handed_back AS handedBack, started_at_ms AS startedAtMs
+     FROM job JOIN outcome ON outcome.job_id = job.id ORDER BY id`,
   )
   assert.is(rows.length, jobs)
   const accepted = new Map<number, Set<string>>()
@@ -204,7 +206,7 @@ async function lockAgainstTheOrder(connection: Administrator, forMs: number): Pr
   await connection.query('START TRANSACTION; SELECT * FROM pipeline FOR UPDATE')
   await clock.sleep(forMs)
   await connection
-    .query('SELECT job.id FROM slot JOIN job ON job.id = slot.job_id WHERE worker IS NOT NULL FOR UPDATE')
+    .query('SELECT job.id FROM slot JOIN job ON job.id = slot.job_id WHERE worker > 0 FOR UPDATE')
     .catch(() => undefined)
   await connection.query('ROLLBACK').catch(() => undefined)
 }

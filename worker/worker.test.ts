@@ -186,7 +186,7 @@ test('a probe with the secret is told what is held, any other nothing', async ()
   await refused.body.dump()
   const answer = probeAnswer.parse(await (await probe(probeSecret)).body.json())
   const [lease] = await fixture.database.query<{ token: string; pollId: number }>(
-    'SELECT token, poll_id AS pollId FROM slot WHERE worker = ?',
+    'SELECT token, poll_id AS pollId FROM slot JOIN worker ON worker.id = slot.worker WHERE worker.name = ?',
     [workerName],
   )
   assert.equal(answer, {

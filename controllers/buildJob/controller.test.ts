@@ -192,11 +192,15 @@ test('more rows than a page, changed at once, all become BuildJobs', async () =>
   const rows = Array.from(
     { length: 1500 },
     (_, index) => `('demo', 'old', ${index}, 1, 'old-${index}', '', 0, 1,
-    'Failed', CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED), 1)`,
+    CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED))`,
   )
   await database.execute(
-    `INSERT INTO job (namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, phase, updated_at_ms,
-       finished_at_ms) VALUES ${rows.join()}`,
+    `INSERT INTO job (namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, updated_at_ms)
+     VALUES ${rows.join()}`,
+  )
+  await database.execute(
+    `INSERT INTO outcome (job_id, phase, finished_at_ms, updated_at_ms)
+     SELECT id, 'Failed', 1, updated_at_ms FROM job WHERE pipeline = 'old'`,
   )
   // Old and finished, so that they get no objects; the one after them does.
   await database.query('DO SLEEP(0.01)')

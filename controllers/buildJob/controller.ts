@@ -6,7 +6,7 @@ import { isDeepStrictEqual } from 'node:util'
 import { BuildJob } from '../../api/buildJob.ts'
 import type { ErrorCode } from '../../api/errors.ts'
 import type { Pipeline } from '../../api/pipeline.ts'
-import { cancel, changedSince, findJob, findJobs, positions, setPriority } from '../../queue/control.ts'
+import { type Change, cancel, changesAfter, findJob, findJobs, positions, setPriority } from '../../queue/control.ts'
 import { enqueue } from '../../queue/enqueue.ts'
 import { unfinishedJobs } from '../../queue/history.ts'
 import type { Job } from '../../queue/job.ts'
@@ -57,7 +57,8 @@ export class BuildJobController {
   readonly #controller: Controller
   /** By `namespace/name`. */
   #positions = new Map<string, number>()
-  #seen = new Map<string, number>()
+  /** The latest change of each job that was seen, while it may be read again. */
+  #seen = new Map<number, number>()
   /** Tokens of the leases that were seen. */
   #leased = new Set<string>()
   #wake: AbortController | undefined
@@ -86,17 +87,15 @@ export class BuildJobController {
       try {
         sinceMs ??= await this.#begin()
         // By pages: more rows than one holds may change within the overlap.
-        let since: { ms: number; afterId: number } | undefined = { ms: sinceMs - overlapMs, afterId: 0 }
-        while (since) {
-          const changed = await changedSince(database, since)
-          for (const job of changed) {
-            if (this.#seen.get(keyOf(job)) === job.updatedAtMs) continue
-            this.#seen.set(keyOf(job), job.updatedAtMs)
+        let last: Change | undefined = { ms: sinceMs - overlapMs, id: 0 }
+        while (last) {
+          const changes: Change[] = await changesAfter(database, last)
+          const news = changes.filter(({ id, ms }) => (this.#seen.get(id) ?? 0) < ms)
+          for (const { id, ms } of news) this.#seen.set(id, ms)
+          for (const job of await findJobs(database, [...new Set(news.map(({ id }) => id))]))
             this.#controller.enqueue(keyOf(job))
-          }
-          const last = changed.at(-1)
-          since = last && { ms: last.updatedAtMs, afterId: last.id }
-          sinceMs = last?.updatedAtMs ?? sinceMs
+          last = changes.at(-1)
+          sinceMs = last?.ms ?? sinceMs
         }
         this.#forget(sinceMs)
         await this.#seeClaims()
@@ -126,7 +125,7 @@ export class BuildJobController {
   }
 
   #forget(sinceMs: number): void {
-    for (const [key, updatedAtMs] of this.#seen) if (updatedAtMs < sinceMs - overlapMs) this.#seen.delete(key)
+    for (const [id, ms] of this.#seen) if (ms < sinceMs - overlapMs) this.#seen.delete(id)
   }
 
   /** Reconciles the objects whose position is not the one they show. */

@@ -99,7 +99,7 @@ test.before.each(async () => {
   stop = async () => {}
   for (const { metadata } of (await cluster.list(BuildJob, { namespace })).items)
     await cluster.delete(BuildJob, namespace, metadata.name)
-  for (const table of ['ready', 'blocked', 'slot', 'replicating', 'job']) await database.execute(`DELETE FROM ${table}`)
+  for (const table of ['ready', 'blocked', 'slot', 'outcome', 'job']) await database.execute(`DELETE FROM ${table}`)
 })
 
 test('of more than may stay the oldest go, their rows stay, and no leader brings them back', async () => {
@@ -149,7 +149,10 @@ test('a BuildJob made by hand of a job that is over shows how it ended, for as l
   await lead({})
   const name = await failed()
   await jobOf(name, ({ status }) => status?.phase === 'Failed')
-  await database.execute('UPDATE job SET finished_at_ms = 1000, created_at_ms = 1000 WHERE name = ?', [name])
+  await database.execute(
+    'UPDATE outcome JOIN job ON job.id = job_id SET finished_at_ms = 1000, created_at_ms = 1000 WHERE name = ?',
+    [name],
+  )
   await cluster.delete(BuildJob, namespace, name)
   await byHand(name, commitOf(count))
   const shown = await jobOf(name, ({ status }) => status?.phase === 'Failed')

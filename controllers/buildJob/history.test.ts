@@ -87,27 +87,28 @@ const minute = 60_000
 /** Rows of jobs that ended so long ago, the oldest first. */
 async function insert(phases: BuildJobPhase[], endedAgoMs = 0) {
   const nowMs = await database.now()
-  const rows = phases.map((phase) => {
+  const queuedMs = nowMs - endedAgoMs - 10 * minute
+  for (const phase of phases) {
     const n = ++count
-    const queuedMs = nowMs - endedAgoMs - 10 * minute
-    return [
-      ...[namespace, 'web', String(n).padStart(40, '0'), 1, `web-${n}`, 'refs/heads/main', 0, queuedMs, phase, '1-x'],
-      ...[queuedMs + 90_000, nowMs - endedAgoMs],
-      ...(phase === 'Failed' ? ['BuildFailed', 'exit code 2\nno such luck'] : [null, null]),
-    ]
-  })
-  await database.execute(
-    `INSERT INTO job (namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, phase, finished_token,
-       started_at_ms, finished_at_ms, code, message, updated_at_ms) VALUES ?`,
-    [rows.map((row) => [...row, nowMs])],
-  )
+    const { insertId } = await database.execute(
+      `INSERT INTO job (namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, updated_at_ms)
+       VALUES (?, 'web', ?, 1, ?, 'refs/heads/main', 0, ?, ?)`,
+      [namespace, String(n).padStart(40, '0'), `web-${n}`, queuedMs, nowMs],
+    )
+    const said = phase === 'Failed' ? ['BuildFailed', 'exit code 2\nno such luck'] : [null, null]
+    await database.execute(
+      `INSERT INTO outcome (job_id, phase, token, started_at_ms, finished_at_ms, code, message, updated_at_ms) VALUES ?`,
+      [[[insertId, phase, '1-x', queuedMs + 90_000, nowMs - endedAgoMs, ...said, nowMs]]],
+    )
+  }
 }
 const rows = async () =>
   (await database.query<{ name: string }>('SELECT name FROM job ORDER BY id')).map(({ name }) => name)
 
 test.before.each(async () => {
   count = 0
-  for (const table of ['job', 'job_log', 'kept_log', 'ready', 'slot']) await database.execute(`DELETE FROM ${table}`)
+  for (const table of ['job', 'outcome', 'job_log', 'kept_log', 'ready', 'slot'])
+    await database.execute(`DELETE FROM ${table}`)
 })
 
 test('shoal jobs shows what was built, the last first, as a table', async () => {
@@ -171,7 +172,9 @@ test('shoal rebuild queues the commit once more; while that is under way, not ag
   assert.is(await rebuild('web-1'), `${name}-2 builds the same commit already\n`)
   const queued = await findJob(database, namespace, `${name}-2`)
   assert.equal([queued?.phase, queued?.commit, queued?.ref], ['Queued', '1'.padStart(40, '0'), 'refs/heads/main'])
-  await database.execute("UPDATE job SET phase = 'Succeeded' WHERE id = ?", [queued?.id ?? 0])
+  await database.execute("INSERT INTO outcome (job_id, phase, updated_at_ms) VALUES (?, 'Succeeded', 1)", [
+    queued?.id ?? 0,
+  ])
   assert.is(await rebuild(`${name}-2`), `${name}-3 is queued\n`)
 })
 

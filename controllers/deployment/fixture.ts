@@ -28,7 +28,7 @@ export const events = new EventRecorder({ cluster, component: 'test', log })
 
 /** Forgets everything that an earlier test made. */
 export async function clear(): Promise<void> {
-  for (const table of ['pipeline', 'job', 'ready', 'blocked', 'slot', 'worker'])
+  for (const table of ['pipeline', 'job', 'outcome', 'ready', 'blocked', 'slot', 'worker'])
     await database.execute(`DELETE FROM ${table}`)
   for (const resource of [core.Deployment, core.Pod])
     for (const { metadata } of (await cluster.list(resource, { namespace })).items)

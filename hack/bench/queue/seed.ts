@@ -11,17 +11,23 @@ export async function seedJobs(database: Database, { waiting, history }: { waiti
       const ids = Array.from({ length: Math.min(perStatement, from + count - n) }, (_, i) => n + i)
       const rows: SqlValue = ids.map((id) => {
         const commit = id.toString(16).padStart(40, '0')
-        return [id, 'demo', `p${id % 100}`, commit, 1, `p-${commit}`, 'refs/heads/main', 0, id, phase, '{}', id]
+        return [id, 'demo', `p${id % 100}`, commit, 1, `p-${commit}`, 'refs/heads/main', 0, id, '{}', id]
       })
       await database.execute(
-        `INSERT INTO job (id, namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, phase, facts, updated_at_ms)
+        `INSERT INTO job (id, namespace, pipeline, commit_id, n, name, ref, priority, created_at_ms, facts, updated_at_ms)
          VALUES ?`,
         [rows],
       )
-      if (phase !== 'Queued') continue
+      if (phase === 'Succeeded') {
+        await database.execute(
+          `INSERT INTO outcome (job_id, phase, worker, started_at_ms, built_at_ms, finished_at_ms, updated_at_ms) VALUES ?`,
+          [ids.map((id) => [id, phase, 'w1', id, id, id, id])],
+        )
+        continue
+      }
       await database.execute('INSERT INTO ready VALUES ?', [ids.map((id) => [0, id, id])])
-      await database.execute('INSERT INTO slot (namespace, pipeline, slot, job_id) VALUES ?', [
-        ids.map((id) => ['demo', `p${id % 100}`, id, id]),
+      await database.execute('INSERT INTO slot (namespace, pipeline, slot, job_id, poll_id) VALUES ?', [
+        ids.map((id) => ['demo', `p${id % 100}`, id, id, id]),
       ])
     }
   }
