@@ -65,9 +65,11 @@ export interface LockedPipeline {
 
 /** Locks the jobs' pipelines, in the order of their names; each as a LockedPipeline. */
 export const pipelinesLocked = (jobIds: number[]): Statement => [
-  // Index: PRIMARY of job and of pipeline. The limit has the order kept; it is no limit.
+  // Index: PRIMARY of job and of pipeline; MariaDB would rather read all of by_pipeline, since that is in order. The limit
+  // has the order kept; it is no limit.
   `SELECT pipeline.namespace, pipeline.name AS pipeline, max_jobs AS maxJobs, waits
-   FROM (SELECT DISTINCT namespace, pipeline FROM job WHERE id IN (?) ORDER BY namespace, pipeline LIMIT 100000) AS theirs
+   FROM (SELECT DISTINCT namespace, pipeline FROM job FORCE INDEX (PRIMARY) WHERE id IN (?)
+         ORDER BY namespace, pipeline LIMIT 100000) AS theirs
    STRAIGHT_JOIN pipeline ON pipeline.namespace = theirs.namespace AND pipeline.name = theirs.pipeline FOR UPDATE`,
   [jobIds],
 ]

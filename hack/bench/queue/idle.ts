@@ -63,13 +63,13 @@ export async function pollingWorkers(
   database: Database,
   { workers, forMs }: { workers: number; forMs: number },
 ): Promise<Cost> {
-  await using queue = await plainQueue(url, { waiting: 0, connections: 50 })
   const kind: PlainQueue = 'skip locked'
+  await using queue = await plainQueue(url, { kind, waiting: 0, connections: 50 })
   const stop = new AbortController()
   const worker = async () => {
     await clock.sleep(Math.random() * 1000, stop.signal).catch(() => undefined)
     while (!stop.signal.aborted) {
-      await claimOnce(queue, kind)
+      await claimOnce(queue, kind, Number.POSITIVE_INFINITY)
       await clock.sleep(1000, stop.signal).catch(() => undefined)
     }
   }

@@ -2,18 +2,20 @@ import { createPool, type Pool, type PoolConnection } from 'mysql2/promise'
 
 /**
  * The queue one would write first: a table with an index on state and time. `for update`: the oldest job is locked and
- * taken. `skip locked`: passing over those that others are taking, in READ COMMITTED, which is the best there is of one
- * job per claim.
+ * taken, as the server's default isolation has it. `skip locked`: passing over those that others are taking, in READ
+ * COMMITTED, which is the best there is of one job per claim.
  */
 export type PlainQueue = 'for update' | 'skip locked'
 
 export async function plainQueue(
   url: string,
-  { waiting, connections }: { waiting: number; connections: number },
+  { kind, waiting, connections }: { kind: PlainQueue; waiting: number; connections: number },
 ): Promise<Pool & AsyncDisposable> {
   const pool = createPool({ uri: url, connectionLimit: connections })
   pool.pool.on('connection', (connection) => {
-    connection.query('SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED', () => {})
+    // Where it chokes on itself it fails soon, and goes on.
+    connection.query('SET SESSION innodb_lock_wait_timeout = 1', () => {})
+    if (kind === 'skip locked') connection.query('SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED', () => {})
   })
   await pool.query(
     `CREATE TABLE job (id BIGINT AUTO_INCREMENT PRIMARY KEY, state TINYINT NOT NULL, created_at DATETIME(3) NOT NULL,
@@ -27,15 +29,20 @@ export async function plainQueue(
   return Object.assign(pool, { [Symbol.asyncDispose]: () => pool.end() })
 }
 
-/** Claims and finishes one job, again after a deadlock; how long the claim took, in ms, or undefined when there was none. */
-export async function claimOnce(pool: Pool, kind: PlainQueue): Promise<number | undefined> {
+/**
+ * Claims and finishes one job, again after a deadlock, until a moment of `performance`; how long the claim took, in ms, or
+ * undefined when there was none.
+ */
+export async function claimOnce(pool: Pool, kind: PlainQueue, untilMs: number): Promise<number | undefined> {
   const askedMs = performance.now()
   const connection = await pool.getConnection()
   try {
-    const id = await rollingBack(connection, () => claim(connection, kind))
+    const id = await rollingBack(connection, untilMs, () => claim(connection, kind))
     if (id === undefined) return undefined
     const tookMs = performance.now() - askedMs
-    await rollingBack(connection, () => connection.query('UPDATE job SET state = 2 WHERE id = ? AND state = 1', [id]))
+    await rollingBack(connection, untilMs, () =>
+      connection.query('UPDATE job SET state = 2 WHERE id = ? AND state = 1', [id]),
+    )
     return tookMs
   } finally {
     connection.release()
@@ -54,8 +61,12 @@ async function claim(connection: PoolConnection, kind: PlainQueue): Promise<numb
 }
 
 /** Deadlock, lock wait timeout, record changed since last read: the server rolled it back, and it is done again. */
-async function rollingBack<T>(connection: PoolConnection, work: () => Promise<T>): Promise<T> {
-  for (;;) {
+async function rollingBack<T>(
+  connection: PoolConnection,
+  untilMs: number,
+  work: () => Promise<T>,
+): Promise<T | undefined> {
+  while (performance.now() < untilMs) {
     try {
       return await work()
     } catch (error) {
@@ -63,4 +74,5 @@ async function rollingBack<T>(connection: PoolConnection, work: () => Promise<T>
       await connection.rollback()
     }
   }
+  return undefined
 }
