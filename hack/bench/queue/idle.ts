@@ -69,7 +69,7 @@ export async function pollingWorkers(
   const worker = async () => {
     await clock.sleep(Math.random() * 1000, stop.signal).catch(() => undefined)
     while (!stop.signal.aborted) {
-      await claimOnce(queue, kind, Number.POSITIVE_INFINITY)
+      await claimOnce(queue, kind)
       await clock.sleep(1000, stop.signal).catch(() => undefined)
     }
   }

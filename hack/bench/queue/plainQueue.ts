@@ -12,9 +12,9 @@ export async function plainQueue(
   { kind, waiting, connections }: { kind: PlainQueue; waiting: number; connections: number },
 ): Promise<Pool & AsyncDisposable> {
   const pool = createPool({ uri: url, connectionLimit: connections })
+  const opened = new Set<{ destroy(): void }>()
   pool.pool.on('connection', (connection) => {
-    // Where it chokes on itself it fails soon, and goes on.
-    connection.query('SET SESSION innodb_lock_wait_timeout = 1', () => {})
+    opened.add(connection)
     if (kind === 'skip locked') connection.query('SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED', () => {})
   })
   await pool.query(
@@ -26,23 +26,22 @@ export async function plainQueue(
     const rows = Array.from({ length: Math.min(5000, waiting - n) }, () => [0, new Date(), payload])
     await pool.query('INSERT INTO job (state, created_at, payload) VALUES ?', [rows])
   }
-  return Object.assign(pool, { [Symbol.asyncDispose]: () => pool.end() })
+  // 200 claims that lock each other out would be waited for for a minute.
+  const close = async () => {
+    for (const connection of opened) connection.destroy()
+  }
+  return Object.assign(pool, { [Symbol.asyncDispose]: close })
 }
 
-/**
- * Claims and finishes one job, again after a deadlock, until a moment of `performance`; how long the claim took, in ms, or
- * undefined when there was none.
- */
-export async function claimOnce(pool: Pool, kind: PlainQueue, untilMs: number): Promise<number | undefined> {
+/** Claims and finishes one job, again after a deadlock; how long the claim took, in ms, or undefined when there was none. */
+export async function claimOnce(pool: Pool, kind: PlainQueue): Promise<number | undefined> {
   const askedMs = performance.now()
   const connection = await pool.getConnection()
   try {
-    const id = await rollingBack(connection, untilMs, () => claim(connection, kind))
+    const id = await rollingBack(connection, () => claim(connection, kind))
     if (id === undefined) return undefined
     const tookMs = performance.now() - askedMs
-    await rollingBack(connection, untilMs, () =>
-      connection.query('UPDATE job SET state = 2 WHERE id = ? AND state = 1', [id]),
-    )
+    await rollingBack(connection, () => connection.query('UPDATE job SET state = 2 WHERE id = ? AND state = 1', [id]))
     return tookMs
   } finally {
     connection.release()
@@ -61,12 +60,8 @@ async function claim(connection: PoolConnection, kind: PlainQueue): Promise<numb
 }
 
 /** Deadlock, lock wait timeout, record changed since last read: the server rolled it back, and it is done again. */
-async function rollingBack<T>(
-  connection: PoolConnection,
-  untilMs: number,
-  work: () => Promise<T>,
-): Promise<T | undefined> {
-  while (performance.now() < untilMs) {
+async function rollingBack<T>(connection: PoolConnection, work: () => Promise<T>): Promise<T> {
+  for (;;) {
     try {
       return await work()
     } catch (error) {
@@ -74,5 +69,4 @@ async function rollingBack<T>(
       await connection.rollback()
     }
   }
-  return undefined
 }
