@@ -4,7 +4,7 @@ import { type Clock, systemClock } from './clock.ts'
 import { migrate, requireServer } from './migrations.ts'
 
 export type Row = Record<string, unknown>
-export type Scalar = string | number | bigint | boolean | Date | Uint8Array | null
+type Scalar = string | number | bigint | boolean | Date | Uint8Array | null
 /** A list fills `IN (?)`; a list of lists fills `VALUES ?`. Neither may be empty. */
 export type SqlValue = Scalar | Scalar[] | Scalar[][]
 

@@ -57,21 +57,29 @@ export interface Watched {
   maxMemoryBytes?: number | undefined
 }
 
-const processesEveryMs = 250
-const diskEveryMs = 1000
 /** A look at many files or processes takes long: it may take this share of the time. */
-const share = 0.1
+interface Pace {
+  leastMs: number
+  share: number
+}
+/** Whoever forks without end makes each look long: it must not be the last for a while. */
+const processesPace: Pace = { leastMs: 250, share: 0.5 }
+const diskPace: Pace = { leastMs: 1000, share: 0.1 }
 
 /** Looks again and again, until a limit is met: says which. Throws the signal's AbortError. */
 export function limitMet(watched: Watched, signal: AbortSignal): Promise<Limit> {
   const looks = [() => floorMet(watched), () => diskLimitMet(watched, signal)]
   return Promise.race([
-    ...looks.map((look) => until(look, diskEveryMs, signal)),
-    until(() => processLimitMet(watched, signal), processesEveryMs, signal),
+    ...looks.map((look) => until(look, diskPace, signal)),
+    until(() => processLimitMet(watched, signal), processesPace, signal),
   ])
 }
 
-async function until(look: () => Promise<Limit | undefined>, leastMs: number, signal: AbortSignal): Promise<Limit> {
+async function until(
+  look: () => Promise<Limit | undefined>,
+  { leastMs, share }: Pace,
+  signal: AbortSignal,
+): Promise<Limit> {
   for (let pauseMs = leastMs; ; ) {
     await delay(pauseMs, undefined, { signal })
     const began = performance.now()

@@ -95,6 +95,7 @@ async function insert(phases: BuildJobPhase[], endedAgoMs = 0) {
        VALUES (?, 'web', ?, 1, ?, 'refs/heads/main', 0, ?, ?)`,
       [namespace, String(n).padStart(40, '0'), `web-${n}`, queuedMs, nowMs],
     )
+    if (phase === 'Queued' || phase === 'Running') continue
     const said = phase === 'Failed' ? ['BuildFailed', 'exit code 2\nno such luck'] : [null, null]
     await database.execute(
       `INSERT INTO outcome (job_id, phase, token, started_at_ms, finished_at_ms, code, message, updated_at_ms) VALUES ?`,
