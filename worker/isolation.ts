@@ -42,8 +42,9 @@ export class Isolation {
     const groupOf = (name: 'pids' | 'memory') => cgroups.find(({ controllers }) => controllers.includes(name))
     const [pids, memory] = [groupOf('pids'), groupOf('memory')]
     const resources: ResourceLimits = {
-      // The hard stop between two looks. Without a uid of its own it would count all that this user runs.
-      ...(!pids && uid !== undefined && { nproc: Math.ceil(1.25 * limits.maxProcesses) }),
+      // The hard stop between two looks. It ends many of those that fork without end, and the next look must still find
+      // more than the limit. Without a uid of its own it would count all that this user runs.
+      ...(!pids && uid !== undefined && { nproc: 2 * limits.maxProcesses }),
       fsize: limits.maxDiskBytes,
       core: 0,
     }
