@@ -61,6 +61,8 @@ export class Broker {
   #taking = false
   /** When each worker was last noted, of this process's monotonic clock. */
   #heard = new Map<string, number>()
+  /** Digests of targets that need not be kept again. */
+  readonly #kept = new Set<string>()
   #ended = false
   #asked = Promise.withResolvers<void>()
 
@@ -165,6 +167,7 @@ export class Broker {
     const { claims, refusals, more } = await takeTurn(database, {
       finishes: finishers,
       claimers: askers.map(({ claimer }) => claimer),
+      kept: this.#kept,
       ...(targetOf && { targetOf }),
     })
     for (const [i, { resolve, reject }] of finishers.entries()) refusals[i] ? reject(refusals[i]) : resolve()

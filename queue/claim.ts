@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { hash, randomBytes } from 'node:crypto'
 import { Stalled } from '../api/errors.ts'
 import type { Sql, Statement } from '../runtime/sql.ts'
 import { findJobs } from './control.ts'
@@ -72,6 +72,8 @@ interface NewLease extends Claim {
   /** Of its worker. */
   workerId: number
   target: string
+  /** Of the target: the first half of its SHA-256, in hex. */
+  digest: string
 }
 
 /** A claimer whose worker is known, by its id. */
@@ -109,6 +111,7 @@ function newLease(job: LockedJob, { claimer, workerId }: KnownClaimer, target: s
     claimer,
     workerId,
     target,
+    digest: hash('sha256', target).slice(0, 32),
     job: { ...job, phase: 'Running', worker: claimer.worker, claims, attempt: job.attempt + 1, target },
     token: `${claims}-${randomBytes(12).toString('hex')}`,
   }
@@ -127,32 +130,27 @@ export function lineLeft(jobs: LockedJob[]): Statement {
   ]
 }
 
-/** Index: PRIMARY of target, by_job of slot. */
-export function leasesGiven(leases: NewLease[]): Statement[] {
-  const digests = new Map(
-    leases.map(({ target }) => [target, createHash('sha256').update(target).digest('hex').slice(0, 32)]),
-  )
+/** Keeps the targets that aren't known to be in the table. Index: PRIMARY of target. */
+export function targetsKept(leases: NewLease[], known: ReadonlySet<string>): Statement[] {
+  const fresh = new Map(leases.filter(({ digest }) => !known.has(digest)).map(({ digest, target }) => [digest, target]))
+  if (fresh.size === 0) return []
+  // In one order everywhere, so that two turns with the same new ones don't lock each other out.
+  const rows = [...fresh].sort().map(([digest, target]) => [Buffer.from(digest, 'hex'), target])
+  return [['INSERT IGNORE INTO target (digest, value) VALUES ?', [rows]]]
+}
+
+/** Index: by_job of slot. */
+export function leasesGiven(leases: NewLease[]): Statement {
   const { table, value } = given(
     ['job_id', 'worker_id', 'poll_id', 'token', 'digest'],
-    leases.map(({ job, workerId, claimer, token, target }) => ({
-      job_id: job.id,
-      worker_id: workerId,
-      poll_id: claimer.pollId,
-      token,
-      digest: digests.get(target) ?? null,
+    leases.map(({ job, workerId, claimer, token, digest }) => ({
+      ...{ job_id: job.id, worker_id: workerId, poll_id: claimer.pollId, token, digest },
     })),
   )
-  // In one order everywhere, so that two turns with the same new targets don't lock each other out.
-  const targets = [...digests]
-    .map(([target, digest]) => [Buffer.from(digest, 'hex'), target])
-    .sort(([a], [b]) => Buffer.compare(a as Buffer, b as Buffer))
   return [
-    ['INSERT IGNORE INTO target (digest, value) VALUES ?', [targets]],
-    [
-      `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id
-       SET slot.worker = given.worker_id, slot.poll_id = given.poll_id, slot.token = given.token,
-         slot.target = UNHEX(given.digest), slot.claimed_at_ms = ${nowMs}, slot.seen_at_ms = ${nowMs}`,
-      [value],
-    ],
+    `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id
+     SET slot.worker = given.worker_id, slot.poll_id = given.poll_id, slot.token = given.token,
+       slot.target = UNHEX(given.digest), slot.claimed_at_ms = ${nowMs}, slot.seen_at_ms = ${nowMs}`,
+    [value],
   ]
 }

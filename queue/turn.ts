@@ -11,6 +11,7 @@ import {
   newLeases,
   pollOf,
   type TargetOf,
+  targetsKept,
 } from './claim.ts'
 import { end } from './end.ts'
 import { endLeases, endsRecorded, type Finish, type Outcome } from './finish.ts'
@@ -24,6 +25,8 @@ export interface Turn {
   /** Each gets a job, as far as they go. */
   claimers?: Claimer[]
   targetOf?: TargetOf
+  /** Digests of targets that are known to be in the table; those that this turn put there are added. */
+  kept?: Set<string>
 }
 
 export interface TurnAnswers {
@@ -75,7 +78,7 @@ const isDuplicate = (error: unknown) => (error as { errno?: unknown }).errno ===
 
 async function play(
   sql: Transaction,
-  { finishes = [], claimers = [], targetOf = () => null }: Turn,
+  { finishes = [], claimers = [], targetOf = () => null, kept = new Set() }: Turn,
 ): Promise<TurnAnswers> {
   const ids = finishes.map(({ claim }) => claim.jobId)
   const names = [...new Set(claimers.map(({ worker }) => worker))]
@@ -100,12 +103,15 @@ async function play(
   const changes = [
     ...(over.length > 0 ? [...endsRecorded(ends.over), slotsFreed(over)] : []),
     ...(left.length > 0 ? [lineLeft(left)] : []),
-    ...(leases.length > 0 ? leasesGiven(leases) : []),
+    ...targetsKept(leases, kept),
+    ...(leases.length > 0 ? [leasesGiven(leases)] : []),
   ]
   const waiting = over.length > 0 ? ((pipelines ?? []) as unknown as LockedPipeline[]).filter(({ waits }) => waits) : []
   const rest = waiting.length + ends.handedBack.length + refused.length
-  if (rest === 0) await sql.commitWith(changes)
-  else {
+  if (rest === 0) {
+    await sql.commitWith(changes)
+    for (const { digest } of leases) kept.add(digest)
+  } else {
     if (changes.length > 0) await sql.all(changes)
     await settle(sql, { waiting, handedBack: ends.handedBack, refused })
   }

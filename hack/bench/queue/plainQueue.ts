@@ -1,4 +1,5 @@
-import { createPool, type Pool, type PoolConnection } from 'mysql2/promise'
+import { createConnection, createPool, type Pool, type PoolConnection } from 'mysql2/promise'
+import { until } from '../../parts/process.ts'
 
 /**
  * The queue one would write first: a table with an index on state and time. `for update`: the oldest job is locked and
@@ -12,9 +13,9 @@ export async function plainQueue(
   { kind, waiting, connections }: { kind: PlainQueue; waiting: number; connections: number },
 ): Promise<Pool & AsyncDisposable> {
   const pool = createPool({ uri: url, connectionLimit: connections })
-  const opened = new Set<{ destroy(): void }>()
+  const opened = new Set<PoolConnection>()
   pool.pool.on('connection', (connection) => {
-    opened.add(connection)
+    opened.add(connection as unknown as PoolConnection)
     if (kind === 'skip locked') connection.query('SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED', () => {})
   })
   await pool.query(
@@ -26,9 +27,17 @@ export async function plainQueue(
     const rows = Array.from({ length: Math.min(5000, waiting - n) }, () => [0, new Date(), payload])
     await pool.query('INSERT INTO job (state, created_at, payload) VALUES ?', [rows])
   }
-  // 200 claims that lock each other out would be waited for for a minute.
+  // 200 claims that lock each other out would be waited for for a minute, and the server would go on with them.
   const close = async () => {
+    const ids = [...opened].map(({ threadId }) => threadId)
+    const administrator = await createConnection(url)
+    for (const id of ids) await administrator.query('KILL ?', [id]).catch(() => undefined)
     for (const connection of opened) connection.destroy()
+    await until('the server is rid of them', async () => {
+      const [rows] = await administrator.query('SELECT 1 FROM information_schema.processlist WHERE id IN (?)', [ids])
+      return (rows as unknown[]).length === 0
+    })
+    await administrator.end()
   }
   return Object.assign(pool, { [Symbol.asyncDispose]: close })
 }
