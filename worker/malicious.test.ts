@@ -288,10 +288,11 @@ test('a worker that was killed leaves nothing once the next has started', async 
   await until('the build is gone', () => running('sleep 98652') === 0)
   assert.is(cgroups().length > 0, ways.length === 2)
   await fixture.database.execute('DELETE FROM ready')
-  const asked = fixture.asked.length
+  const claims = () => fixture.asked.filter(({ path }) => path === 'claim').length
+  const asked = claims()
   await start()
-  await until('the next one asks', () => fixture.asked.length > asked, { timeoutMs: 20_000 })
-  assert.equal(cgroups(), [])
+  await until('the next one asks', () => claims() > asked, { timeoutMs: 20_000 })
+  await until('the cgroups are gone', () => cgroups().length === 0)
   const folders = readdirSync(join(fixture.dir, 'work')).filter((name) => name.startsWith('shoal-'))
   assert.is(folders.length, 1)
 })
