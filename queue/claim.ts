@@ -17,7 +17,7 @@ export interface Claimer {
 }
 
 export interface Claim {
-  job: Job
+  job: LockedJob & Pick<Job, 'worker' | 'target'>
   token: string
 }
 

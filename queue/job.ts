@@ -58,19 +58,26 @@ const asked = `job.id, job.namespace, job.pipeline, commit_id AS \`commit\`, job
   job.created_at_ms AS createdAtMs, cancel, lost_workers AS lostWorkers, handed_back AS handedBack, facts`
 
 /** Of a job in line, the slot and the outcome say nothing. */
-const inLine = `${asked}, 'Queued' AS phase, NULL AS token, NULL AS finishedToken, NULL AS startedAtMs,
-  NULL AS finishedAtMs, NULL AS code, NULL AS message, NULL AS replicated, job.updated_at_ms AS updatedAtMs`
+const inLine = `${asked}, 'Queued' AS phase, NULL AS token, NULL AS finishedToken`
 
 const state = `${asked}, IF(slot.worker > 0, 'Running', COALESCE(phase, 'Queued')) AS phase,
-  NULLIF(slot.token, '') AS token, outcome.token AS finishedToken,
-  COALESCE(NULLIF(slot.claimed_at_ms, 0), started_at_ms) AS startedAtMs, finished_at_ms AS finishedAtMs, code, message,
-  replicated, GREATEST(job.updated_at_ms, COALESCE(outcome.updated_at_ms, 0)) AS updatedAtMs`
+  NULLIF(slot.token, '') AS token, outcome.token AS finishedToken`
+
+const whole = `${state}, COALESCE(NULLIF(slot.claimed_at_ms, 0), started_at_ms) AS startedAtMs,
+  finished_at_ms AS finishedAtMs, code, message, replicated,
+  GREATEST(job.updated_at_ms, COALESCE(outcome.updated_at_ms, 0)) AS updatedAtMs,
+  COALESCE(worker.name, outcome.worker) AS worker, target.value AS target`
 
 /** Index: by_job of slot, PRIMARY of outcome. */
 const withState = 'job LEFT JOIN slot ON slot.job_id = job.id LEFT JOIN outcome ON outcome.job_id = job.id'
 
-/** What is locked with a job: not the rows of worker and target, which jobs share. */
-export type LockedJob = Omit<Job, 'worker' | 'target'>
+type Told = 'startedAtMs' | 'finishedAtMs' | 'code' | 'message' | 'replicated' | 'updatedAtMs' | 'worker' | 'target'
+
+/**
+ * What is read of a job to change it, and locked with it: not the rows of worker and target, which jobs share, and nothing
+ * that is only told (a finish of 25 jobs then takes a quarter less).
+ */
+export type LockedJob = Omit<Job, Told>
 
 type Read<T extends LockedJob> = Omit<T, 'cancel' | 'claims' | 'attempt'> & { cancel: number }
 
@@ -113,8 +120,7 @@ export async function lockJobs(sql: Sql, ids: number[]): Promise<LockedJob[]> {
 export async function selectJobs(sql: Sql, where: string, values: (string | number | number[])[]): Promise<Job[]> {
   // Index: PRIMARY of worker and target.
   const rows = await sql.query<Read<Job>>(
-    `SELECT ${state}, COALESCE(worker.name, outcome.worker) AS worker, target.value AS target
-     FROM ${withState} LEFT JOIN worker ON worker.id = slot.worker
+    `SELECT ${whole} FROM ${withState} LEFT JOIN worker ON worker.id = slot.worker
        LEFT JOIN target ON target.digest = COALESCE(outcome.target, slot.target)
      WHERE ${where}`,
     values,
