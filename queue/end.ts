@@ -10,7 +10,7 @@ export interface End {
 
 /**
  * What came of jobs that are locked: their leases, while these are still there, say who, when and for what. By default
- * it is their workers' own finish. Index: PRIMARY of job, worker and outcome, by_job of slot.
+ * it is their workers' own finish. Index: by_job of slot, PRIMARY of worker, job and outcome.
  */
 export function outcomesRecorded(
   jobIds: number[],
@@ -19,12 +19,14 @@ export function outcomesRecorded(
 ): Statement {
   const finished = phase === 'Replicating' ? 'NULL' : nowMs
   const said: SqlValue[] = [phase, code ?? null, message?.slice(0, 4096) ?? null]
+  const leased = 'slot STRAIGHT_JOIN worker ON worker.id = slot.worker WHERE slot.job_id'
+  const any = 'job LEFT JOIN slot ON slot.job_id = job.id LEFT JOIN worker ON worker.id = slot.worker WHERE job.id'
   return [
     `INSERT INTO outcome (job_id, phase, code, message, worker, target, started_at_ms, token, built_at_ms, finished_at_ms,
        updated_at_ms)
-     SELECT job.id, ?, ?, ?, worker.name, IF(worker.id IS NULL, NULL, slot.target), NULLIF(slot.claimed_at_ms, 0),
-       ${byWorker ? `slot.token, ${nowMs}` : 'NULL, NULL'}, ${finished}, ${nowMs}
-     FROM job LEFT JOIN slot ON slot.job_id = job.id LEFT JOIN worker ON worker.id = slot.worker WHERE job.id IN (?)`,
+     SELECT ${byWorker ? 'slot.job_id' : 'job.id'}, ?, ?, ?, worker.name, IF(worker.id IS NULL, NULL, slot.target),
+       NULLIF(slot.claimed_at_ms, 0), ${byWorker ? `slot.token, ${nowMs}` : 'NULL, NULL'}, ${finished}, ${nowMs}
+     FROM ${byWorker ? leased : any} IN (?)`,
     [...said, jobIds],
   ]
 }
