@@ -32,7 +32,7 @@ export function hints(state: SystemState): string {
     ['shoal workers', 'who builds what, and how full the queue is'],
     ['shoal jobs', 'every build; shoal logs -f NAME follows one'],
     [`curl ${machine?.url}/version`, 'one machine’s application'],
-    [`cd ${state.repositories.app.work} && git commit --allow-empty -m 'Try it' && git push origin main`],
+    [`cd ${state.repositories.app.work} && git add . && git commit --allow-empty -m 'Try it' && git push origin main`],
     ['kubectl get buildjobs,artifacts -w'],
   ]
   const lines = commands.map(([command = '', what]) => (what ? `  ${command.padEnd(42)}# ${what}` : `  ${command}`))
