@@ -93,7 +93,8 @@ export function newLeases(heads: LockedJob[], claimers: KnownClaimer[], targetOf
     if (!known) break
     const target = targetFor(job, targetOf)
     if (target instanceof Stalled) refused.push({ job, why: target })
-    else leases.push(newLease(job, known, { target, random: random.slice(24 * leases.length).slice(0, 24) }))
+    else
+      leases.push(newLease(job, known, { target, random: random.slice(24 * leases.length, 24 * leases.length + 24) }))
   }
   return { leases, refused }
 }
