@@ -4,9 +4,10 @@ import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type TestMachine, TestRegion, type TestRelease, until } from './fixture.ts'
+import { TestRegion, type TestRelease, until } from './fixture.ts'
 import { releaseName } from './releases.ts'
 import { identify, isRunning } from './supervisor/processes.ts'
+import type { TestMachine } from './testMachine.ts'
 
 const test = suite('agent faults')
 
