@@ -341,11 +341,12 @@ test('each region’s index names its goals as they stand, and moves on', async 
     const map = await cluster.get<{ data: { envelope: string } }>(core.ConfigMap, regionNamespace('eu'), indexName)
     return map && openIndex(map.data.envelope, [signingKey])
   }
-  const named = await until('the index names it', async () => {
+  // The index follows what is told; until it does, it names the goal as it stood before.
+  const named = await until('the index names it as it stands', async () => {
     const found = await index()
-    return found?.goals[`${namespace}/web`] ? found : undefined
+    return found?.goals[`${namespace}/web`]?.sequence === payload.sequence ? found : undefined
   })
-  assert.equal(named.goals[`${namespace}/web`], { revision: payload.revision, sequence: payload.sequence })
+  assert.is(named.goals[`${namespace}/web`]?.revision, payload.revision)
   await until('the index moves on', async () => ((await index())?.issuedAt ?? 0) > named.issuedAt)
 })
 
