@@ -24,6 +24,9 @@ const spec = z
 export const buildJobPhase = z.enum(['Queued', 'Running', 'Replicating', 'Succeeded', 'Failed', 'Cancelled'])
 export type BuildJobPhase = z.infer<typeof buildJobPhase>
 
+/** Those that a job never leaves. */
+export const finalPhases: readonly BuildJobPhase[] = ['Succeeded', 'Failed', 'Cancelled']
+
 const status = z.object({
   observedGeneration: z.int().optional(),
   phase: buildJobPhase.optional(),

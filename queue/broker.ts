@@ -135,9 +135,10 @@ export class Broker {
    */
   #pump(): void {
     if (this.#taking) return
-    const askers = this.#hinted && !this.#ended ? this.#askers.filter(({ draining }) => !draining) : []
-    if (askers.length + this.#finishers.length === 0) return
-    void this.#turn(askers.slice(0, this.#maxBatch), this.#finishers.splice(0, this.#maxBatch))
+    const finishers = this.#finishers.splice(0, this.#maxBatch)
+    const asks = finishers.length === 0 && this.#hinted && !this.#ended
+    const askers = asks ? this.#askers.filter(({ draining }) => !draining).slice(0, this.#maxBatch) : []
+    if (askers.length + finishers.length > 0) void this.#turn(askers, finishers)
   }
 
   async #turn(askers: Asker[], finishers: Finisher[]): Promise<void> {

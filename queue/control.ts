@@ -1,6 +1,7 @@
+import { finalPhases } from '../api/buildJob.ts'
 import type { Database, Sql, Transaction } from '../runtime/sql.ts'
 import { end } from './end.ts'
-import { type Job, lockJob, lockJobs, nowMs, selectJobs } from './job.ts'
+import { changed, type Job, lockJob, lockJobs, nowMs, selectJobs } from './job.ts'
 import { lockPipeline, place, unplace } from './slots.ts'
 
 /** Ends a queued job at once, and has a running one told at its next heartbeat. A finished one stays as it is. */
@@ -12,9 +13,7 @@ export async function cancel(database: Database, jobId: number): Promise<void> {
 export async function cancelAll(sql: Transaction, jobIds: number[], message: string): Promise<void> {
   const jobs = (await lockJobs(sql, jobIds)).filter((job) => !job.cancel)
   if (jobs.length === 0) return
-  await sql.execute(`UPDATE job SET cancel = TRUE, updated_at_ms = ${nowMs} WHERE id IN (?)`, [
-    jobs.map(({ id }) => id),
-  ])
+  await sql.execute(`UPDATE job SET cancel = TRUE, ${changed} WHERE id IN (?)`, [jobs.map(({ id }) => id)])
   for (const job of jobs) {
     if (job.phase !== 'Queued') continue
     await unplace(sql, job)
@@ -28,7 +27,7 @@ export async function setPriority(database: Database, jobId: number, priority: n
     const job = await lockJob(sql, jobId)
     if (!job || job.priority === priority) return
     if (job.phase === 'Queued') await unplace(sql, job)
-    await sql.execute(`UPDATE job SET priority = ?, updated_at_ms = ${nowMs} WHERE id = ?`, [-priority, jobId])
+    await sql.execute(`UPDATE job SET priority = ?, ${changed} WHERE id = ?`, [-priority, jobId])
     if (job.phase === 'Queued') await place(sql, { ...job, priority }, await lockPipeline(sql, job))
   })
 }
@@ -36,7 +35,7 @@ export async function setPriority(database: Database, jobId: number, priority: n
 /** The artifact is wherever it must be. Does nothing when the job is Succeeded already. Index: PRIMARY of outcome. */
 export async function markSucceeded(database: Database, jobId: number): Promise<void> {
   await database.execute(
-    `UPDATE outcome SET phase = 'Succeeded', finished_at_ms = ${nowMs}, updated_at_ms = ${nowMs}
+    `UPDATE outcome SET phase = 'Succeeded', finished_at_ms = ${nowMs}, ${changed}
      WHERE job_id = ? AND phase = 'Replicating'`,
     [jobId],
   )
@@ -44,32 +43,37 @@ export async function markSucceeded(database: Database, jobId: number): Promise<
 
 /** Shows how far the replication is, as `3/5`. Index: PRIMARY of outcome. */
 export async function setReplicated(database: Database, jobId: number, replicated: string): Promise<void> {
-  await database.execute(
-    `UPDATE outcome SET replicated = ?, updated_at_ms = ${nowMs} WHERE job_id = ? AND NOT replicated <=> ?`,
-    [replicated, jobId, replicated],
-  )
+  await database.execute(`UPDATE outcome SET replicated = ?, ${changed} WHERE job_id = ? AND NOT replicated <=> ?`, [
+    replicated,
+    jobId,
+    replicated,
+  ])
 }
 
-/** A change of a job: when, and whose it is. */
+/** The last change of a row: when, of which job, and which of its rows. */
 export interface Change {
   ms: number
-  id: number
+  jobId: number
+  rowId: number
 }
 
-const phases = ['Replicating', 'Succeeded', 'Failed', 'Cancelled']
+const phases = ['Replicating', ...finalPhases]
 
 /**
  * Changes behind a given one, oldest first, at most 1,000 at once: of a job before it was over, the last; of its outcome,
  * the last. Claims are none of them. Index: by_update of job, by_phase of outcome.
  */
-export async function changesAfter(database: Database, { ms, id }: Change): Promise<Change[]> {
-  const from = (table: string, key: string, phase = '') =>
-    `(SELECT updated_at_ms AS ms, ${key} AS id FROM ${table}
-      WHERE ${phase} updated_at_ms >= ? AND (updated_at_ms > ? OR ${key} > ?) ORDER BY updated_at_ms, ${key} LIMIT 1000)`
-  const sources = [from('job', 'id'), ...phases.map((phase) => from('outcome', 'job_id', `phase = '${phase}' AND`))]
+export async function changesAfter(database: Database, { ms, rowId }: Pick<Change, 'ms' | 'rowId'>): Promise<Change[]> {
+  const from = (table: string, jobId: string, [rowId, phase]: [rowId: string, phase: string]) =>
+    `(SELECT updated_at_ms AS ms, ${jobId} AS jobId, ${rowId} AS rowId FROM ${table}
+      WHERE ${phase} updated_at_ms >= ? AND (updated_at_ms > ? OR ${rowId} > ?) ORDER BY updated_at_ms, ${jobId} LIMIT 1000)`
+  const sources = [
+    from('job', 'id', ['2 * id', '']),
+    ...phases.map((phase) => from('outcome', 'job_id', ['2 * job_id + 1', `phase = '${phase}' AND`])),
+  ]
   return database.query<Change & Record<string, unknown>>(
-    `SELECT ms, id FROM (${sources.join(' UNION ALL ')}) changes ORDER BY ms, id LIMIT 1000`,
-    sources.flatMap(() => [ms, ms, id]),
+    `SELECT ms, jobId, rowId FROM (${sources.join(' UNION ALL ')}) changes ORDER BY ms, rowId LIMIT 1000`,
+    sources.flatMap(() => [ms, ms, rowId]),
   )
 }
 

@@ -1,4 +1,4 @@
-import type { BuildJobPhase } from '../api/buildJob.ts'
+import { type BuildJobPhase, finalPhases } from '../api/buildJob.ts'
 import type { Database } from '../runtime/sql.ts'
 import { findJobs } from './control.ts'
 import { type Job, lockJobs, selectJobs } from './job.ts'
@@ -18,14 +18,13 @@ export interface HistoryPage {
   nextId: number | undefined
 }
 
-const final: BuildJobPhase[] = ['Succeeded', 'Failed', 'Cancelled']
 /** Rows looked at for one page, when a phase is asked for that many have. */
 const windowRows = 5000
 
 /** A namespace's jobs, newest first. A page may be short, or empty, before the end. */
 export async function listJobs(database: Database, query: HistoryQuery): Promise<HistoryPage> {
   const { phase, limit } = query
-  const isFew = phase !== undefined && !final.includes(phase)
+  const isFew = phase !== undefined && !finalPhases.includes(phase)
   const size = phase === undefined || isFew ? limit + 1 : windowRows
   const rows = isFew ? await unfinishedIn(database, phase, query, size) : await newest(database, query, size)
   const found = phase === undefined || isFew ? rows : rows.filter((row) => row.phase === phase)
@@ -93,7 +92,7 @@ export function deleteJobs(database: Database, jobIds: number[]): Promise<number
   return database.transaction(
     async (sql) => {
       const jobs = await lockJobs(sql, jobIds)
-      const ids = jobs.filter(({ phase }) => final.includes(phase)).map(({ id }) => id)
+      const ids = jobs.filter(({ phase }) => finalPhases.includes(phase)).map(({ id }) => id)
       if (ids.length === 0) return 0
       await sql.all(
         ['job_log', 'kept_log', 'outcome'].map((table) => [`DELETE FROM ${table} WHERE job_id IN (?)`, [ids]]),

@@ -54,6 +54,9 @@ export interface Job {
 /** The server's clock, for statements. */
 export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 
+/** Of an update, for `changesAfter`: two changes of a row within a millisecond are told apart. */
+export const changed = `updated_at_ms = GREATEST(${nowMs}, updated_at_ms + 1)`
+
 const asked = `job.id, job.namespace, job.pipeline, commit_id AS \`commit\`, job.name, ref, -job.priority AS priority,
   job.created_at_ms AS createdAtMs, cancel, lost_workers AS lostWorkers, handed_back AS handedBack, facts`
 

@@ -2,7 +2,7 @@ import { Fenced } from '../api/errors.ts'
 import type { JobClaim } from '../api/workerApi.ts'
 import type { Database, Sql } from '../runtime/sql.ts'
 import { end } from './end.ts'
-import { given, type LockedJob, lockJob, nowMs } from './job.ts'
+import { changed, given, type LockedJob, lockJob, nowMs } from './job.ts'
 import { lockPipeline, place } from './slots.ts'
 
 const maxLostWorkers = 3
@@ -63,9 +63,7 @@ export async function recordUpload(database: Database, claim: JobClaim, facts: u
 
 /** A running job goes back to its place in the line; its facts are those of an upload that no longer counts. */
 export async function putBack(sql: Sql, job: LockedJob, count: 'handed_back' | 'lost_workers'): Promise<void> {
-  await sql.execute(`UPDATE job SET facts = NULL, ${count} = ${count} + 1, updated_at_ms = ${nowMs} WHERE id = ?`, [
-    job.id,
-  ])
+  await sql.execute(`UPDATE job SET facts = NULL, ${count} = ${count} + 1, ${changed} WHERE id = ?`, [job.id])
   await sql.execute(
     `UPDATE slot SET worker = 0, poll_id = job_id, token = '', target = '', claimed_at_ms = 0, seen_at_ms = 0
      WHERE job_id = ?`,

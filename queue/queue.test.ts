@@ -5,7 +5,7 @@ import { Fenced } from '../api/errors.ts'
 import { startDatabase } from '../hack/parts/database.ts'
 import { until } from '../hack/parts/process.ts'
 import { Database } from '../runtime/sql.ts'
-import { cancel, findJob, markSucceeded, positions, setPriority } from './control.ts'
+import { cancel, changesAfter, findJob, markSucceeded, positions, setPriority, setReplicated } from './control.ts'
 import { enqueue } from './enqueue.ts'
 import { heartbeat, recordUpload, requeueLost } from './lease.ts'
 import { appendLog } from './log.ts'
@@ -13,7 +13,8 @@ import { claim, finish } from './turn.ts'
 
 const test = suite('queue')
 const server = await startDatabase()
-const database = new Database(await server.createSchema('builds'))
+const url = await server.createSchema('builds')
+const database = new Database(url)
 await database.migrate(join(import.meta.dirname, 'migrations'))
 
 const commit = (n: number) => n.toString(16).padStart(8, '0').padEnd(40, '0')
@@ -63,6 +64,30 @@ test('two commits that begin the same are two jobs, and so are their rebuilds', 
     assert.is((await push(1, { commit: other, rebuild: true })).job.name, `web-0123456789ab-${n}`)
     assert.is((await push(1, { commit: one, rebuild: true })).job.name, `web-${one}-${n}`)
   }
+})
+
+test('every change of a job and of its outcome is told, also within one millisecond', async () => {
+  await using stopped = new Database(url, { connectionLimit: 1 })
+  await stopped.execute('SET timestamp = 1700000000')
+  const last = async (jobId: number) => {
+    const changes = await changesAfter(stopped, { ms: 0, rowId: 0 })
+    assert.ok(changes.every((change) => change.jobId === jobId))
+    const end = changes.at(-1)
+    assert.equal(end && (await changesAfter(stopped, end)), [])
+    return new Map(changes.map(({ rowId, ms }) => [rowId % 2, ms]))
+  }
+  const { job } = await push(1)
+  const seen: (number | undefined)[] = []
+  for (const priority of [1, 2, 3]) {
+    await setPriority(stopped, job.id, priority)
+    seen.push((await last(job.id)).get(0))
+  }
+  await build(await take('w1'))
+  for (const replicated of ['1/3', '2/3', '3/3']) {
+    await setReplicated(stopped, job.id, replicated)
+    seen.push((await last(job.id)).get(1))
+  }
+  assert.is(new Set(seen).size, 6)
 })
 
 test('CancelOlder ends what earlier pushes to the same ref still do, waiting, blocked and running', async () => {

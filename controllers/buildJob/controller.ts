@@ -57,7 +57,7 @@ export class BuildJobController {
   readonly #controller: Controller
   /** By `namespace/name`. */
   #positions = new Map<string, number>()
-  /** The latest change of each job that was seen, while it may be read again. */
+  /** The latest change of each row that was seen, while it may be read again. */
   #seen = new Map<number, number>()
   /** Tokens of the leases that were seen. */
   #leased = new Set<string>()
@@ -87,12 +87,12 @@ export class BuildJobController {
       try {
         sinceMs ??= await this.#begin()
         // By pages: more rows than one holds may change within the overlap.
-        let last: Change | undefined = { ms: sinceMs - overlapMs, id: 0 }
+        let last: Pick<Change, 'ms' | 'rowId'> | undefined = { ms: sinceMs - overlapMs, rowId: 0 }
         while (last) {
           const changes: Change[] = await changesAfter(database, last)
-          const news = changes.filter(({ id, ms }) => (this.#seen.get(id) ?? 0) < ms)
-          for (const { id, ms } of news) this.#seen.set(id, ms)
-          for (const job of await findJobs(database, [...new Set(news.map(({ id }) => id))]))
+          const news = changes.filter(({ rowId, ms }) => (this.#seen.get(rowId) ?? 0) < ms)
+          for (const { rowId, ms } of news) this.#seen.set(rowId, ms)
+          for (const job of await findJobs(database, [...new Set(news.map(({ jobId }) => jobId))]))
             this.#controller.enqueue(keyOf(job))
           last = changes.at(-1)
           sinceMs = last?.ms ?? sinceMs
@@ -125,7 +125,7 @@ export class BuildJobController {
   }
 
   #forget(sinceMs: number): void {
-    for (const [id, ms] of this.#seen) if (ms < sinceMs - overlapMs) this.#seen.delete(id)
+    for (const [rowId, ms] of this.#seen) if (ms < sinceMs - overlapMs) this.#seen.delete(rowId)
   }
 
   /** Reconciles the objects whose position is not the one they show. */

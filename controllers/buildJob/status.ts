@@ -1,4 +1,4 @@
-import type { BuildJob, BuildJobPhase } from '../../api/buildJob.ts'
+import { type BuildJob, type BuildJobPhase, finalPhases } from '../../api/buildJob.ts'
 import type { Job } from '../../queue/job.ts'
 import { type Standing, setCondition, standingConditions } from '../../runtime/conditions.ts'
 
@@ -41,7 +41,7 @@ export function buildJobStatus(
 }
 
 export const isFinal = ({ phase }: { phase?: BuildJobPhase | undefined }) =>
-  phase === 'Succeeded' || phase === 'Failed' || phase === 'Cancelled'
+  phase !== undefined && finalPhases.includes(phase)
 const hasArtifact = ({ phase }: Job) => phase === 'Replicating' || phase === 'Succeeded'
 
 function standingOf(job: Job): Standing {
