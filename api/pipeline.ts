@@ -10,7 +10,9 @@ const source = z.object({
     .array(z.string().max(1024))
     .max(64)
     .default([])
-    .describe('To build only when one of these paths changed. Not acted on yet: every push builds.'),
+    .describe(
+      'Builds a push only when files under one of these changed since the last job of its ref: paths or globs.',
+    ),
   pollInterval: duration.default('60s'),
   webhookSecretRef: nameRef.optional().describe('A Secret whose key `secret` signs webhooks.'),
   credentialsSecretRef: nameRef.optional().describe('A Secret with `username` and `password`.'),

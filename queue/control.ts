@@ -103,6 +103,24 @@ export async function jobOfCommit(
   return (await selectJobs(sql, where, [namespace, pipeline, commit]))[0]
 }
 
+/**
+ * The commit of a ref that was queued last, when it is among the pipeline's last 1,000. Index: by_pipeline, whose order it
+ * is; PRIMARY.
+ */
+export async function lastOfRef(
+  sql: Sql,
+  { namespace, pipeline, ref }: Pick<Job, 'namespace' | 'pipeline' | 'ref'>,
+): Promise<string | undefined> {
+  const [job] = await sql.query<{ commit: string }>(
+    `SELECT commit_id AS \`commit\` FROM
+       (SELECT id, ref, commit_id FROM job FORCE INDEX (by_pipeline) WHERE namespace = ? AND pipeline = ?
+        ORDER BY id DESC LIMIT 1000) AS latest
+     WHERE ref = ? ORDER BY id DESC LIMIT 1`,
+    [namespace, pipeline, ref],
+  )
+  return job?.commit
+}
+
 /** Jobs by their ids. Index: PRIMARY. */
 export async function findJobs(sql: Sql, ids: number[]): Promise<Job[]> {
   return ids.length === 0 ? [] : selectJobs(sql, 'job.id IN (?) ORDER BY job.id', [ids])

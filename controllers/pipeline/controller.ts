@@ -14,8 +14,9 @@ import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
 import type { Database } from '../../runtime/sql.ts'
-import { findTips, queueTips, type Tip } from './poll.ts'
+import { queueTips } from './poll.ts'
 import { isTag } from './refs.ts'
+import { findTips, type Tip } from './repository.ts'
 
 export interface PipelineControllerOptions {
   cluster: Cluster

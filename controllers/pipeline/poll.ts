@@ -1,71 +1,18 @@
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { Stalled } from '../../api/errors.ts'
 import type { Pipeline } from '../../api/pipeline.ts'
 import { jobOfCommit } from '../../queue/control.ts'
 import { enqueue } from '../../queue/enqueue.ts'
-import { type GitOptions, runGit } from '../../runtime/git.ts'
+import { runGit } from '../../runtime/git.ts'
 import type { Logger } from '../../runtime/log.ts'
 import type { Database } from '../../runtime/sql.ts'
-import { isBuilt, pushed } from './refs.ts'
+import { untouchedSince } from './paths.ts'
+import { pushed } from './refs.ts'
+import { findTips, type RepositoryOptions, type Tip, withRepository } from './repository.ts'
 
-export interface PollOptions {
+export interface PollOptions extends RepositoryOptions {
   database: Database
-  readSecret: (namespace: string, name: string) => Promise<Record<string, string> | undefined>
   /** A job was queued. */
   onChange?: () => void
   log: Logger
-}
-
-export interface Tip {
-  ref: string
-  commit: string
-}
-
-/** A repository with more refs that are built is a mistake in a pattern. */
-const maxRefs = 1000
-
-/**
- * The branches and tags that are built, as the repository has them now.
- *
- * @throws Stalled `NotFound` for a missing Secret, `Invalid` for too many; what `runGit` throws
- */
-export async function findTips(options: PollOptions, pipeline: Pipeline, signal: AbortSignal): Promise<Tip[]> {
-  const { source } = pipeline.spec
-  const patterns = [
-    ...source.branches.map((name) => `refs/heads/${name}`),
-    // An annotated tag's commit is listed as `v1^{}`, which a name without a star would not match.
-    ...source.tags.flatMap((name) => [`refs/tags/${name}`, `refs/tags/${name}^{}`]),
-  ]
-  const credentials = await credentialsOf(options, pipeline)
-  const listed = await runGit(['ls-remote', '--', source.url, ...patterns], { credentials, signal })
-  const found = [...listed.toString().matchAll(/^([0-9a-f]{40})\t(\S+)$/gm)].map(([, commit = '', ref = '']) => ({
-    commit,
-    ref,
-  }))
-  const built = peeled(found).filter(({ ref }) => isBuilt(pipeline, ref))
-  if (built.length > maxRefs)
-    throw new Stalled('Invalid', `${built.length} branches and tags match; the limit is ${maxRefs}`)
-  return built
-}
-
-async function credentialsOf({ readSecret }: PollOptions, { metadata, spec }: Pipeline) {
-  const { webhookSecretRef, credentialsSecretRef } = spec.source
-  const read = async (name: string) => {
-    const secret = await readSecret(metadata.namespace ?? '', name)
-    if (!secret) throw new Stalled('NotFound', `there is no Secret ${name}`)
-    return secret
-  }
-  if (webhookSecretRef) await read(webhookSecretRef.name)
-  return credentialsSecretRef && (await read(credentialsSecretRef.name))
-}
-
-/** An annotated tag is listed twice; its second line, `ref^{}`, names the commit. */
-function peeled(tips: Tip[]): Tip[] {
-  const commits = new Map<string, string>()
-  for (const { ref, commit } of tips) commits.set(ref.replace(/\^\{\}$/, ''), commit)
-  return [...commits].map(([ref, commit]) => ({ ref, commit }))
 }
 
 interface QueueTips {
@@ -88,7 +35,7 @@ export async function queueTips(
     if (ignoredTags.includes(tip.ref)) continue
     const known = await jobOfCommit(database, { namespace, pipeline: name, commit: tip.commit })
     if (known) last = known.name
-    else fresh.push(tip)
+    else if ((await untouchedSince(options, pipeline, { tip, signal })) === undefined) fresh.push(tip)
   }
   for (const tip of await inPushOrder(options, pipeline, { tips: fresh, signal })) {
     const { job, created } = await enqueue(database, pushed(pipeline, tip))
@@ -105,15 +52,14 @@ async function inPushOrder(
   { tips, signal }: { tips: Tip[]; signal: AbortSignal },
 ): Promise<Tip[]> {
   if (tips.length < 2) return tips
-  const dir = await mkdtemp(join(tmpdir(), 'shoal-poll-'))
+  const commits = [...new Set(tips.map(({ commit }) => commit))]
   try {
-    const git: GitOptions = { dir, credentials: await credentialsOf(options, pipeline), signal }
-    const commits = [...new Set(tips.map(({ commit }) => commit))]
-    await runGit(['init', '--quiet', '--bare'], git)
-    // The commits alone, where the server can leave out the rest.
-    const bare = ['fetch', '--quiet', '--no-tags', '--depth=1', '--filter=tree:0', '--', pipeline.spec.source.url]
-    await runGit([...bare, ...tips.map(({ ref }) => ref)], git)
-    const dates = await runGit(['show', '--no-patch', '--format=%H %ct', ...commits], git)
+    const dates = await withRepository(options, { pipeline, signal }, async (git) => {
+      // The commits alone, where the server can leave out the rest.
+      const bare = ['fetch', '--quiet', '--no-tags', '--depth=1', '--filter=tree:0', '--', pipeline.spec.source.url]
+      await runGit([...bare, ...tips.map(({ ref }) => ref)], git)
+      return await runGit(['show', '--no-patch', '--format=%H %ct', ...commits], git)
+    })
     const dateOf = new Map(
       [...dates.toString().matchAll(/^([0-9a-f]{40}) (\d+)$/gm)].map(([, id, at]) => [id, Number(at)]),
     )
@@ -123,8 +69,6 @@ async function inPushOrder(
     // A ref moved meanwhile, or the server doesn't tell: they are built all the same.
     options.log.info({ err: error }, 'the order of pushes is not known')
     return tips
-  } finally {
-    await rm(dir, { recursive: true, force: true })
   }
 }
 

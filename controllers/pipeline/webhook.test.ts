@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process'
 import { createHmac } from 'node:crypto'
-import { join } from 'node:path'
+import { appendFile, mkdir } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Pipeline } from '../../api/pipeline.ts'
@@ -11,6 +12,7 @@ import { createLogger } from '../../runtime/log.ts'
 import { Metrics } from '../../runtime/metrics.ts'
 import { createServer, listen } from '../../runtime/server.ts'
 import { Database } from '../../runtime/sql.ts'
+import { queueTips } from './poll.ts'
 import { registerWebhook } from './webhook.ts'
 
 const test = suite('webhook')
@@ -72,6 +74,15 @@ const signed = (event: object, more: Record<string, string> = {}) => {
 const commit = (digit: string) => digit.repeat(40)
 const refusals = async () => (await metrics.registry.getSingleMetric('shoal_webhook_refused_total')?.get())?.values[0]
 
+const gitIn =
+  (dir: string) =>
+  (args: string[], env: Record<string, string> = {}) =>
+    execFileSync('git', ['-c', 'user.name=t', '-c', 'user.email=t@example.com', '-C', dir, ...args], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+      env: { ...process.env, ...env },
+    }).trim()
+
 test('a signed push queues its commit once, however often it is delivered', async () => {
   const push = { ref: 'refs/heads/main', before: commit('0'), after: commit('a'), repository: { id: 1 } }
   assert.equal(await signed(push), { status: 202, body: { job: 'web-aaaaaaaaaaaa' } })
@@ -130,25 +141,18 @@ test('branches and tags match by pattern; an annotated tag is its commit', async
 
 test('pushes made while no hub listened come before the first that is heard of, the oldest first', async () => {
   await using dir = await temporaryDir('shoal-webhook')
-  const git = (...args: string[]) =>
-    execFileSync('git', ['-c', 'user.name=t', '-c', 'user.email=t@example.com', '-C', dir.path, ...args], {
-      encoding: 'utf8',
-      stdio: ['ignore', 'pipe', 'ignore'],
-      env: { ...process.env, GIT_COMMITTER_DATE: `${day}T12:00:00Z` },
-    }).trim()
-  let day = ''
+  const git = gitIn(dir.path)
   const commitAt = (date: string) => {
-    day = date
-    git('commit', '-q', '--allow-empty', '-m', date)
-    return git('rev-parse', 'HEAD')
+    git(['commit', '-q', '--allow-empty', '-m', date], { GIT_COMMITTER_DATE: `${date}T12:00:00Z` })
+    return git(['rev-parse', 'HEAD'])
   }
-  git('init', '-q', '-b', 'main')
+  git(['init', '-q', '-b', 'main'])
   const known = commitAt('2020-01-01')
-  git('checkout', '-q', '-b', 'release/2')
+  git(['checkout', '-q', '-b', 'release/2'])
   const second = commitAt('2020-01-03')
-  git('checkout', '-q', '-b', 'release/1', known)
+  git(['checkout', '-q', '-b', 'release/1', known])
   const first = commitAt('2020-01-02')
-  git('checkout', '-q', 'main')
+  git(['checkout', '-q', 'main'])
   const heard = commitAt('2020-01-04')
 
   const missed = pipelineOf('missed', 'hook')
@@ -165,6 +169,48 @@ test('pushes made while no hub listened come before the first that is heard of, 
     rows.map((row) => row.commit),
     [first, second, heard],
   )
+})
+
+test('with paths, a push that changed nothing under them since the last job is not built, by webhook or poll', async () => {
+  await using dir = await temporaryDir('shoal-paths')
+  const git = gitIn(dir.path)
+  const change = async (...files: string[]) => {
+    for (const file of files) {
+      await mkdir(dirname(join(dir.path, file)), { recursive: true })
+      await appendFile(join(dir.path, file), 'more\n')
+    }
+    git(['add', '.'])
+    git(['commit', '-q', '--allow-empty', '-m', files.join(' ')])
+    return git(['rev-parse', 'HEAD'])
+  }
+  git(['init', '-q', '-b', 'main'])
+  const part = pipelineOf('part', 'hook')
+  part.metadata.uid = 'part'
+  part.spec.source = { ...part.spec.source, url: dir.path, paths: ['web', 'lib/*.ts'] }
+  pipelines.set('demo/part', part)
+  const options = { database, log, readSecret: async () => undefined }
+  const pushed = async (after: string) => {
+    const body = JSON.stringify({ ref: 'refs/heads/main', after })
+    return (await post(body, { 'x-hub-signature-256': sign(body) }, 'part')).body
+  }
+  const polled = (commit: string) => {
+    const tips = [{ ref: 'refs/heads/main', commit }]
+    return queueTips(options, part, { tips, signal: AbortSignal.timeout(10_000) })
+  }
+  const job = (commit: string) => `part-${commit.slice(0, 12)}`
+  const first = await change('docs/a.md')
+  assert.equal(await pushed(first), { job: job(first) }, 'the first of its ref')
+  const docs = await change('docs/a.md', 'lib/deeper/a.ts', 'webs')
+  assert.equal(await pushed(docs), { ignored: `nothing under its paths changed since ${first}` })
+  assert.is(await polled(docs), undefined)
+  // Two commits in one push; the second alone touched nothing.
+  await change('web/deeper/index.html')
+  const web = await change('docs/a.md')
+  assert.is(await polled(web), job(web))
+  assert.equal(await pushed(web), { job: job(web) }, 'queued before')
+  const library = await change('lib/a.ts')
+  assert.equal(await pushed(library), { job: job(library) })
+  assert.equal(await pushed(commit('9')), { job: job(commit('9')) }, 'it can’t be told')
 })
 
 test('what is signed but no push event is invalid, and says why', async () => {

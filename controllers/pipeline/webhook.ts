@@ -8,6 +8,7 @@ import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Server } from '../../runtime/server.ts'
 import type { Database } from '../../runtime/sql.ts'
+import { untouchedSince } from './paths.ts'
 import { catchingUp } from './poll.ts'
 import { isBuilt, pushed } from './refs.ts'
 
@@ -75,7 +76,10 @@ export function registerWebhook(server: Server, options: WebhookOptions): void {
     // Of an annotated tag, `after` is the tag object, and a poll would find the commit.
     const commit = commitId.parse(ref.startsWith('refs/tags/') ? (head?.id ?? after) : after)
     await catchUp(pipeline)
-    const { job } = await enqueue(options.database, pushed(pipeline, { commit, ref }))
+    const tip = { commit, ref }
+    const since = await untouchedSince(options, pipeline, { tip, signal: AbortSignal.timeout(5000) })
+    if (since !== undefined) return { ignored: `nothing under its paths changed since ${since}` }
+    const { job } = await enqueue(options.database, pushed(pipeline, tip))
     options.onChange?.()
     return { job: job.name }
   }
