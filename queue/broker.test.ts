@@ -8,8 +8,8 @@ import { createLogger } from '../runtime/log.ts'
 import { Database } from '../runtime/sql.ts'
 import { Broker } from './broker.ts'
 import { enqueue } from './enqueue.ts'
+import { finish } from './finish.ts'
 import { recordUpload } from './lease.ts'
-import { finish } from './turn.ts'
 import { drain, undrain } from './workers.ts'
 
 const test = suite('claim broker')

@@ -3,9 +3,9 @@ import type { Clock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { Counter, Metrics } from '../runtime/metrics.ts'
 import type { Database } from '../runtime/sql.ts'
-import { type Claim, type Claimer, claimedBefore, hear, pollOf, type TargetOf } from './claim.ts'
-import type { Finish, Outcome } from './finish.ts'
-import { takeTurn } from './turn.ts'
+import { type Claim, type Claimer, claimedBefore, hear, pollOf, takeClaims } from './claim.ts'
+import { type Finish, type Outcome, takeFinishes } from './finish.ts'
+import type { TargetOf } from './newLease.ts'
 
 export interface BrokerOptions {
   database: Database
@@ -91,7 +91,7 @@ export class Broker {
     return promise.finally(() => signal.removeEventListener('abort', leave))
   }
 
-  /** As `finish` of turn.ts, with the others that come at the same time. Throws Fenced. */
+  /** As `finish` of finish.ts, with the others that come at the same time. Throws Fenced. */
   finish(claim: JobClaim, outcome: Outcome): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     this.#finishers.push({ claim, outcome, resolve, reject })
@@ -131,47 +131,61 @@ export class Broker {
 
   /**
    * Begins a turn for what is there, when none is under way. Two at once were no faster, took half as much again of the
-   * database's CPU for smaller turns, and waited for each other's pipelines.
+   * database's CPU for smaller turns, and waited for each other's pipelines. Finishes go first, alone, so that claims wait
+   * for those that ask next: half as many statements, twice as much in each, 7 % more jobs a second at 50 workers.
    */
   #pump(): void {
     if (this.#taking) return
     const finishers = this.#finishers.splice(0, this.#maxBatch)
-    const asks = finishers.length === 0 && this.#hinted && !this.#ended
-    const askers = asks ? this.#askers.filter(({ draining }) => !draining).slice(0, this.#maxBatch) : []
-    if (askers.length + finishers.length > 0) void this.#turn(askers, finishers)
+    if (finishers.length > 0) void this.#turn(() => this.#finish(finishers))
+    else if (this.#hinted && !this.#ended) {
+      const askers = this.#askers.filter(({ draining }) => !draining).slice(0, this.#maxBatch)
+      if (askers.length > 0) void this.#turn(() => this.#claim(askers))
+    }
   }
 
-  async #turn(askers: Asker[], finishers: Finisher[]): Promise<void> {
+  async #turn(take: () => Promise<void>): Promise<void> {
     this.#taking = true
+    await take()
+    this.#taking = false
+    this.#pump()
+  }
+
+  async #finish(finishers: Finisher[]): Promise<void> {
+    try {
+      const { refusals, more } = await takeFinishes(this.#o.database, finishers)
+      for (const [i, { resolve, reject }] of finishers.entries()) refusals[i] ? reject(refusals[i]) : resolve()
+      if (more) this.#hinted = true
+    } catch (error) {
+      // One that can't be taken must not keep the others from it.
+      if (finishers.length === 1) finishers[0]?.reject(error)
+      else for (const one of finishers) await this.#finish([one])
+    }
+  }
+
+  async #claim(askers: Asker[]): Promise<void> {
     const hints = this.#hints
     const asking = new Set(askers)
     this.#askers = this.#askers.filter((asker) => !asking.has(asker))
     try {
       await this.#hear(askers)
-      const more = await this.#take(askers, finishers)
+      const more = await this.#take(askers)
       if (more) this.#hinted = true
       // Only who asked for jobs and got none knows that there are none.
-      else if (askers.length > 0 && hints === this.#hints) this.#hinted = false
+      else if (hints === this.#hints) this.#hinted = false
     } catch (error) {
       this.#rejectAskers(askers, error)
-      // One that can't be taken must not keep the others from it.
-      if (finishers.length === 1) finishers[0]?.reject(error)
-      else for (const one of finishers) await this.#take([], [one]).catch(one.reject)
     }
-    this.#taking = false
-    this.#pump()
   }
 
   /** Whether there may be more in line. */
-  async #take(askers: Asker[], finishers: Finisher[]): Promise<boolean> {
+  async #take(askers: Asker[]): Promise<boolean> {
     const { database, targetOf } = this.#o
-    const { claims, refusals, more } = await takeTurn(database, {
-      finishes: finishers,
+    const { claims, more } = await takeClaims(database, {
       claimers: askers.map(({ claimer }) => claimer),
       kept: this.#kept,
       ...(targetOf && { targetOf }),
     })
-    for (const [i, { resolve, reject }] of finishers.entries()) refusals[i] ? reject(refusals[i]) : resolve()
     let forgotten = false
     const rest = askers.filter((asker, i) => {
       const claim = claims[i]

@@ -1,8 +1,9 @@
-import { hash, randomBytes } from 'node:crypto'
-import { Stalled } from '../api/errors.ts'
-import type { Sql, Statement } from '../runtime/sql.ts'
+import type { Database, Sql, Transaction } from '../runtime/sql.ts'
 import { findJobs } from './control.ts'
-import { given, type Job, type LockedJob, nowMs } from './job.ts'
+import { end } from './end.ts'
+import { given, type Job, jobsOf, type LockedJob, nowMs, readyLocked } from './job.ts'
+import { leasesGiven, lineLeft, newLeases, type TargetOf, targetsKept } from './newLease.ts'
+import { type LockedWorker, workersLocked } from './workers.ts'
 
 export interface Claimer {
   worker: string
@@ -21,8 +22,94 @@ export interface Claim {
   token: string
 }
 
-/** What a claim fixes for the job, to be kept as JSON. Throws Stalled when the job can't be built: that ends it. */
-export type TargetOf = (job: LockedJob) => unknown
+export interface Claiming {
+  /** Each gets a job, as far as they go. */
+  claimers: Claimer[]
+  targetOf?: TargetOf
+  /** Digests of targets that are known to be in the table; those that are put there now are added. */
+  kept?: Set<string>
+}
+
+export interface Claims {
+  /** For each claimer, in their order. A worker that is draining gets nothing; one that is unknown must be heard first. */
+  claims: (Claim | 'draining' | 'unknown' | undefined)[]
+  /** There may be more in line. */
+  more: boolean
+}
+
+/**
+ * Claims in one transaction, whatever their number: it is the round trips, the plans and the commit that they cost. Two round
+ * trips: locks, then changes by key with the commit behind them. What is claimed is the head of `ready` that nobody else is
+ * taking (SKIP LOCKED, READ COMMITTED). Asking again with the same pollId gives the same job again, so a lost answer costs
+ * nothing.
+ */
+export async function takeClaims(database: Database, claiming: Claiming): Promise<Claims> {
+  try {
+    return await database.transaction((sql) => take(sql, claiming), { idempotent: true })
+  } catch (error) {
+    if (!isDuplicate(error)) throw error
+    // Somebody asks again, which is rare: only now is it worth looking first.
+    const { claimers } = claiming
+    const before = await claimedBefore(database, claimers)
+    if (before.size === 0) throw error
+    const rest = await takeClaims(database, {
+      ...claiming,
+      claimers: claimers.filter((one) => !before.has(pollOf(one))),
+    })
+    const others = rest.claims.values()
+    return { ...rest, claims: claimers.map((one) => before.get(pollOf(one)) ?? others.next().value) }
+  }
+}
+
+/** The next job, leased to this worker; undefined when there is none. */
+export async function claim(database: Database, claimer: Claimer, targetOf?: TargetOf): Promise<Claim | undefined> {
+  await hear(database, [claimer])
+  const { claims } = await takeClaims(database, { claimers: [claimer], ...(targetOf && { targetOf }) })
+  const [taken] = claims
+  if (typeof taken === 'object') return taken
+  return (await claimedBefore(database, [claimer])).get(pollOf(claimer))
+}
+
+const isDuplicate = (error: unknown) => (error as { errno?: unknown }).errno === 1062
+
+async function take(
+  sql: Transaction,
+  { claimers, targetOf = () => null, kept = new Set() }: Claiming,
+): Promise<Claims> {
+  const names = [...new Set(claimers.map(({ worker }) => worker))]
+  if (names.length === 0) return { claims: [], more: true }
+  const [workers, ready] = await sql.all([workersLocked(names), readyLocked(claimers.length)])
+  const known = new Map((workers as unknown as LockedWorker[]).map((worker) => [worker.name, worker]))
+  const standings = claimers.map((claimer) => {
+    const worker = known.get(claimer.worker)
+    return {
+      claimer,
+      workerId: worker?.id ?? 0,
+      is: !worker ? 'unknown' : worker.draining ? 'draining' : 'awake',
+    } as const
+  })
+  const awake = standings.filter(({ is }) => is === 'awake')
+  const heads = jobsOf(ready)
+  const { leases, refused } = newLeases(heads, awake, targetOf)
+  const left = [...leases, ...refused].map(({ job }) => job)
+  const changes = [
+    ...(left.length > 0 ? [lineLeft(left)] : []),
+    ...targetsKept(leases, kept),
+    ...(leases.length > 0 ? [leasesGiven(leases)] : []),
+  ]
+  if (refused.length === 0) {
+    await sql.commitWith(changes)
+    for (const { digest } of leases) kept.add(digest)
+  } else {
+    await sql.all(changes)
+    for (const { job, why } of refused) await end(sql, job, { phase: 'Failed', code: why.code, message: why.message })
+  }
+  const claims = new Map(leases.map(({ claimer, job, token }) => [pollOf(claimer), { job, token }]))
+  return {
+    claims: standings.map(({ claimer, is }) => (is === 'awake' ? claims.get(pollOf(claimer)) : is)),
+    more: (awake.length > 0 && heads.length >= awake.length) || refused.length > 0,
+  }
+}
 
 export const pollOf = ({ worker, pollId }: Pick<Claimer, 'worker' | 'pollId'>) => `${worker} ${pollId}`
 
@@ -65,99 +152,4 @@ export async function claimedBefore(sql: Sql, claimers: Claimer[]): Promise<Map<
       return job?.worker === row.worker ? [[pollOf(row), { job, token: row.token }]] : []
     }),
   )
-}
-
-interface NewLease extends Claim {
-  claimer: Claimer
-  /** Of its worker. */
-  workerId: number
-  target: string
-  /** Of the target: the first half of its SHA-256, in hex. */
-  digest: string
-}
-
-/** A claimer whose worker is known, by its id. */
-export interface KnownClaimer {
-  claimer: Claimer
-  workerId: number
-}
-
-/** The head of the line to the claimers, in order; `refused` are those that can't be built. */
-export function newLeases(heads: LockedJob[], claimers: KnownClaimer[], targetOf: TargetOf) {
-  const leases: NewLease[] = []
-  const refused: { job: LockedJob; why: Stalled }[] = []
-  // Of all at once: asking the kernel for each takes longer than the rest.
-  const random = randomBytes(12 * claimers.length).toString('hex')
-  for (const job of heads) {
-    const known = claimers[leases.length]
-    if (!known) break
-    const target = targetFor(job, targetOf)
-    if (target instanceof Stalled) refused.push({ job, why: target })
-    else
-      leases.push(newLease(job, known, { target, random: random.slice(24 * leases.length, 24 * leases.length + 24) }))
-  }
-  return { leases, refused }
-}
-
-function targetFor(job: LockedJob, targetOf: TargetOf): string | Stalled {
-  try {
-    return JSON.stringify(targetOf(job))
-  } catch (error) {
-    if (error instanceof Stalled) return error
-    throw error
-  }
-}
-
-function newLease(
-  job: LockedJob,
-  { claimer, workerId }: KnownClaimer,
-  { target, random }: { target: string; random: string },
-): NewLease {
-  const claims = job.claims + 1
-  return {
-    claimer,
-    workerId,
-    target,
-    digest: hash('sha256', target).slice(0, 32),
-    job: { ...job, phase: 'Running', worker: claimer.worker, claims, attempt: job.attempt + 1, target },
-    token: `${claims}-${random}`,
-  }
-}
-
-/** Index: PRIMARY of ready. */
-export function lineLeft(jobs: LockedJob[]): Statement {
-  const { table, value } = given(
-    ['priority', 'created_at_ms', 'job_id'],
-    jobs.map((job) => ({ priority: -job.priority, created_at_ms: job.createdAtMs, job_id: job.id })),
-  )
-  return [
-    `DELETE ready FROM ${table} STRAIGHT_JOIN ready
-       ON ready.priority = given.priority AND ready.created_at_ms = given.created_at_ms AND ready.job_id = given.job_id`,
-    [value],
-  ]
-}
-
-/** Keeps the targets that aren't known to be in the table. Index: PRIMARY of target. */
-export function targetsKept(leases: NewLease[], known: ReadonlySet<string>): Statement[] {
-  const fresh = new Map(leases.filter(({ digest }) => !known.has(digest)).map(({ digest, target }) => [digest, target]))
-  if (fresh.size === 0) return []
-  // In one order everywhere, so that two turns with the same new ones don't lock each other out.
-  const rows = [...fresh].sort().map(([digest, target]) => [Buffer.from(digest, 'hex'), target])
-  return [['INSERT IGNORE INTO target (digest, value) VALUES ?', [rows]]]
-}
-
-/** Index: by_job of slot. */
-export function leasesGiven(leases: NewLease[]): Statement {
-  const { table, value } = given(
-    ['job_id', 'worker_id', 'poll_id', 'token', 'digest'],
-    leases.map(({ job, workerId, claimer, token, digest }) => ({
-      ...{ job_id: job.id, worker_id: workerId, poll_id: claimer.pollId, token, digest },
-    })),
-  )
-  return [
-    `UPDATE ${table} STRAIGHT_JOIN slot ON slot.job_id = given.job_id
-     SET slot.worker = given.worker_id, slot.poll_id = given.poll_id, slot.token = given.token,
-       slot.target = UNHEX(given.digest), slot.claimed_at_ms = ${nowMs}, slot.seen_at_ms = ${nowMs}`,
-    [value],
-  ]
 }

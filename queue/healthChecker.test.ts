@@ -7,12 +7,12 @@ import { FakeClock } from '../runtime/clock.fake.ts'
 import { createLogger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
 import { Database } from '../runtime/sql.ts'
-import { hear } from './claim.ts'
+import { claim, hear } from './claim.ts'
 import { findJob } from './control.ts'
 import { enqueue } from './enqueue.ts'
+import { finish } from './finish.ts'
 import { HealthChecker } from './healthChecker.ts'
 import { heartbeat } from './lease.ts'
-import { claim, finish } from './turn.ts'
 
 const test = suite('health checker')
 const server = await startDatabase({ own: true })

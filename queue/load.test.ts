@@ -4,11 +4,12 @@ import * as assert from 'uvu/assert'
 import { seedJobs } from '../hack/bench/queue/seed.ts'
 import { startDatabase } from '../hack/parts/database.ts'
 import { Database, type Sql } from '../runtime/sql.ts'
+import { claim } from './claim.ts'
 import { enqueue } from './enqueue.ts'
+import { finish } from './finish.ts'
 import { nowMs } from './job.ts'
 import { recordUpload } from './lease.ts'
 import { queueFigures, queueRates } from './load.ts'
-import { claim, finish } from './turn.ts'
 import { listWorkers } from './workers.ts'
 
 const test = suite('load')

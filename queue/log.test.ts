@@ -5,10 +5,10 @@ import { Fenced } from '../api/errors.ts'
 import { keptLogBytes } from '../api/workerApi.ts'
 import { startDatabase } from '../hack/parts/database.ts'
 import { Database } from '../runtime/sql.ts'
+import { claim } from './claim.ts'
 import { enqueue } from './enqueue.ts'
 import { requeueLost } from './lease.ts'
 import { appendLog, logParts } from './log.ts'
-import { claim } from './turn.ts'
 
 const test = suite('logs in the queue')
 const server = await startDatabase()

@@ -5,11 +5,12 @@ import { Fenced } from '../api/errors.ts'
 import { startDatabase } from '../hack/parts/database.ts'
 import { until } from '../hack/parts/process.ts'
 import { Database } from '../runtime/sql.ts'
+import { claim } from './claim.ts'
 import { cancel, changesAfter, findJob, markSucceeded, positions, setPriority, setReplicated } from './control.ts'
 import { enqueue } from './enqueue.ts'
+import { finish } from './finish.ts'
 import { heartbeat, recordUpload, requeueLost } from './lease.ts'
 import { appendLog } from './log.ts'
-import { claim, finish } from './turn.ts'
 
 const test = suite('queue')
 const server = await startDatabase()

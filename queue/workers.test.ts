@@ -4,9 +4,9 @@ import * as assert from 'uvu/assert'
 import { startDatabase } from '../hack/parts/database.ts'
 import { until } from '../hack/parts/process.ts'
 import { Database } from '../runtime/sql.ts'
-import { hear } from './claim.ts'
+import { claim, hear, takeClaims } from './claim.ts'
 import { enqueue } from './enqueue.ts'
-import { claim, finish, takeTurn } from './turn.ts'
+import { finish } from './finish.ts'
 import { drain, forget, leave, listWorkers, stateOf, undrain, workersLocked } from './workers.ts'
 
 const test = suite('workers')
@@ -60,7 +60,7 @@ test('only the idle are drained, and they get no job until that is taken back', 
   assert.equal(await states(), { idle: 'draining', busy: 'busy' })
   const id = await push()
   await hear(database, [claimer('new')])
-  const { claims: given } = await takeTurn(database, { claimers: [claimer('idle'), claimer('new')] })
+  const { claims: given } = await takeClaims(database, { claimers: [claimer('idle'), claimer('new')] })
   assert.is(given[0], 'draining')
   assert.is(typeof given[1] === 'object' && given[1].job.id, id)
   await undrain(database, ['idle'])
@@ -119,7 +119,7 @@ test('20 workers claim while they are drained again and again: nobody that was d
   const claiming = async () => {
     while (performance.now() < end) {
       const free = workers.filter((name) => !held.has(name))
-      const { claims: given } = await takeTurn(database, { claimers: free.map((name) => claimer(name)) })
+      const { claims: given } = await takeClaims(database, { claimers: free.map((name) => claimer(name)) })
       given.forEach((claimed, n) => {
         if (typeof claimed !== 'object') return
         claims++

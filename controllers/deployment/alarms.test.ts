@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { finish } from '../../queue/turn.ts'
+import { finish } from '../../queue/finish.ts'
 import { listWorkers } from '../../queue/workers.ts'
 import { systemClock as clock } from '../../runtime/clock.ts'
 import { Cluster } from '../../runtime/cluster.ts'

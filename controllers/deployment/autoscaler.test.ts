@@ -1,7 +1,7 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { finish } from '../../queue/finish.ts'
 import { queueFigures } from '../../queue/load.ts'
-import { finish } from '../../queue/turn.ts'
 import { drain, listWorkers } from '../../queue/workers.ts'
 import { FakeClock } from '../../runtime/clock.fake.ts'
 import { core } from '../../runtime/core.ts'
