@@ -64,12 +64,12 @@ const phases = ['Replicating', ...finalPhases]
  * the last. Claims are none of them. Index: by_update of job, by_phase of outcome.
  */
 export async function changesAfter(database: Database, { ms, rowId }: Pick<Change, 'ms' | 'rowId'>): Promise<Change[]> {
-  const from = (table: string, jobId: string, [rowId, phase]: [rowId: string, phase: string]) =>
-    `(SELECT updated_at_ms AS ms, ${jobId} AS jobId, ${rowId} AS rowId FROM ${table}
-      WHERE ${phase} updated_at_ms >= ? AND (updated_at_ms > ? OR ${rowId} > ?) ORDER BY updated_at_ms, ${jobId} LIMIT 1000)`
+  const from = (rows: string, jobId: string, rowId: string) =>
+    `(SELECT updated_at_ms AS ms, ${jobId} AS jobId, ${rowId} AS rowId FROM ${rows} updated_at_ms >= ?
+      AND (updated_at_ms > ? OR ${rowId} > ?) ORDER BY updated_at_ms, ${jobId} LIMIT 1000)`
   const sources = [
-    from('job', 'id', ['2 * id', '']),
-    ...phases.map((phase) => from('outcome', 'job_id', ['2 * job_id + 1', `phase = '${phase}' AND`])),
+    from('job WHERE', 'id', '2 * id'),
+    ...phases.map((phase) => from(`outcome WHERE phase = '${phase}' AND`, 'job_id', '2 * job_id + 1')),
   ]
   return database.query<Change & Record<string, unknown>>(
     `SELECT ms, jobId, rowId FROM (${sources.join(' UNION ALL ')}) changes ORDER BY ms, rowId LIMIT 1000`,

@@ -17,7 +17,7 @@ interface NewLease extends Claim {
 }
 
 /** A claimer whose worker is known, by its id. */
-export interface KnownClaimer {
+interface KnownClaimer {
   claimer: Claimer
   workerId: number
 }

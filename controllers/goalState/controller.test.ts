@@ -346,7 +346,7 @@ test('each region’s index names its goals as they stand, and moves on', async 
     const found = await index()
     return found?.goals[`${namespace}/web`]?.sequence === payload.sequence ? found : undefined
   })
-  assert.is(named.goals[`${namespace}/web`]?.revision, payload.revision)
+  assert.equal(named.goals[`${namespace}/web`], { revision: payload.revision, sequence: payload.sequence })
   await until('the index moves on', async () => ((await index())?.issuedAt ?? 0) > named.issuedAt)
 })
 

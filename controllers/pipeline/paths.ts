@@ -20,37 +20,40 @@ export async function untouchedSince(
   pipeline: Pipeline,
   { tip, signal }: { tip: Tip; signal: AbortSignal },
 ): Promise<string | undefined> {
-  const { paths, url } = pipeline.spec.source
-  if (paths.length === 0) return undefined
+  if (pipeline.spec.source.paths.length === 0) return undefined
   const { namespace = '', name } = pipeline.metadata
   const before = await lastOfRef(options.database, { namespace, pipeline: name, ref: tip.ref })
   if (before === undefined || before === tip.commit) return undefined
-  const key = JSON.stringify([before, tip.commit, paths])
-  let changed = found.get(key)
-  if (changed === undefined) {
+  try {
     const inTime = AbortSignal.any([signal, AbortSignal.timeout(lookMs)])
-    try {
-      changed = await withRepository(options, { pipeline, signal: inTime }, async (git) => {
-        // The names alone, where the server can leave out the rest.
-        const bare = ['fetch', '--quiet', '--no-tags', '--depth=1', '--filter=blob:none', '--', url]
-        await runGit([...bare, before, tip.commit], git)
-        const under = paths.map((path) => `:(glob)${path}`)
-        const names = await runGit(
-          ['diff-tree', '-r', '--no-renames', '--name-only', before, tip.commit, '--', ...under],
-          git,
-        )
-        return names.length > 0
-      })
-    } catch (error) {
-      signal.throwIfAborted()
-      options.log.info({ err: error, pipeline: name, namespace, ...tip }, 'what a push changed is not known')
-      return undefined
-    }
-    found.set(key, changed)
-    for (const oldest of found.keys()) {
-      if (found.size <= maxFound) break
-      found.delete(oldest)
-    }
+    const changed = await isChanged(options, pipeline, { before, after: tip.commit, signal: inTime })
+    return changed ? undefined : before
+  } catch (error) {
+    signal.throwIfAborted()
+    options.log.info({ err: error, pipeline: name, namespace, ...tip }, 'what a push changed is not known')
+    return undefined
   }
-  return changed ? undefined : before
+}
+
+/** Whether anything under the paths differs between two commits. Throws what `runGit` throws. */
+async function isChanged(
+  options: RepositoryOptions,
+  pipeline: Pipeline,
+  { before, after, signal }: { before: string; after: string; signal: AbortSignal },
+): Promise<boolean> {
+  const { paths, url } = pipeline.spec.source
+  const key = JSON.stringify([before, after, paths])
+  const known = found.get(key)
+  if (known !== undefined) return known
+  const names = await withRepository(options, { pipeline, signal }, async (git) => {
+    // The names alone, where the server can leave out the rest.
+    const bare = ['fetch', '--quiet', '--no-tags', '--depth=1', '--filter=blob:none', '--', url]
+    await runGit([...bare, before, after], git)
+    const under = paths.map((path) => `:(glob)${path}`)
+    return await runGit(['diff-tree', '-r', '--no-renames', '--name-only', before, after, '--', ...under], git)
+  })
+  const [oldest] = found.keys()
+  if (oldest !== undefined && found.size >= maxFound) found.delete(oldest)
+  found.set(key, names.length > 0)
+  return names.length > 0
 }
