@@ -90,7 +90,7 @@ export class ReleaseFetch {
     const origin = new OriginLease(descriptor)
     const answer = await this.#announce(descriptor, origin, signal)
     const swarm = await node.open({
-      descriptor,
+      torrent: descriptor,
       dir: release.files,
       stateFile: release.stateFile,
       key: Buffer.from(answer.key, 'base64'),

@@ -144,7 +144,7 @@ export class TestRegion implements AsyncDisposable {
     const seedDir = join(this.dir, `seed-${version}`)
     await cp(dir, seedDir, { recursive: true, verbatimSymlinks: true })
     const swarm = await this.seed.open({
-      descriptor: parseDescriptor(hashed.descriptor),
+      torrent: parseDescriptor(hashed.descriptor),
       dir: seedDir,
       stateFile: `${seedDir}.state`,
       key: swarmKey,

@@ -2,18 +2,12 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { decodeBencode, encodeBencode } from './bencode.ts'
-import {
-  comparePaths,
-  type DescriptorFile,
-  type DescriptorInput,
-  encodeDescriptor,
-  parseDescriptor,
-  symlinkFromRoot,
-} from './descriptor.ts'
+import { type DescriptorInput, encodeDescriptor, parseDescriptor, symlinkFromRoot } from './descriptor.ts'
+import { comparePaths, type TorrentFile } from './torrent.ts'
 
 const test = suite('descriptor')
 
-function inputOf(files: DescriptorFile[], pieceLengthBytes = 16384): DescriptorInput {
+function inputOf(files: TorrentFile[], pieceLengthBytes = 16384): DescriptorInput {
   const pieces = Math.ceil(files.reduce((sum, file) => sum + file.sizeBytes, 0) / pieceLengthBytes)
   return {
     name: 'web',
@@ -24,8 +18,8 @@ function inputOf(files: DescriptorFile[], pieceLengthBytes = 16384): DescriptorI
   }
 }
 
-const file = (path: string, sizeBytes = 1): DescriptorFile => ({ path, sizeBytes, executable: false })
-const refused = (files: DescriptorFile[]) =>
+const file = (path: string, sizeBytes = 1): TorrentFile => ({ path, sizeBytes, executable: false })
+const refused = (files: TorrentFile[]) =>
   assert.throws(
     () => encodeDescriptor(inputOf(files)),
     (error: { code?: string }) => error.code === 'DescriptorInvalid',
@@ -42,7 +36,7 @@ test('what was encoded is what is parsed, for any valid tree', () => {
   const entry = fc.record({ path, sizeBytes: fc.nat(100_000), executable: fc.boolean(), link: fc.option(path) })
   fc.assert(
     fc.property(fc.uniqueArray(entry, { selector: (e) => e.path, minLength: 1, maxLength: 20 }), (entries) => {
-      const files: DescriptorFile[] = entries
+      const files: TorrentFile[] = entries
         .map(({ link, ...rest }) =>
           link === null ? rest : { path: rest.path, sizeBytes: 0, executable: false, symlink: link },
         )
@@ -92,7 +86,7 @@ test('paths that leave the artifact, repeat or hide another are refused', () => 
 })
 
 test('symlinks stay inside, carry nothing, and nothing is written through one', () => {
-  const link = (symlink: string): DescriptorFile => ({ path: 'l', sizeBytes: 0, executable: false, symlink })
+  const link = (symlink: string): TorrentFile => ({ path: 'l', sizeBytes: 0, executable: false, symlink })
   for (const target of ['/etc', '..', '../x', 'a/../..', 'a//b']) refused([file('a'), link(target)])
   refused([file('a'), { ...link('a'), sizeBytes: 5 }])
   refused([file('a'), link('a'), file('l/x')])

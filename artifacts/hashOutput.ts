@@ -1,8 +1,9 @@
 import { constants } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { Worker } from 'node:worker_threads'
-import { encodeDescriptor, parseDescriptor, suggestPieceLengthBytes } from '../api/descriptor.ts'
+import { encodeDescriptor, parseDescriptor } from '../api/descriptor.ts'
 import { Stalled } from '../api/errors.ts'
+import { suggestPieceLengthBytes } from '../api/torrent.ts'
 import type { HashPlan } from './cutter.ts'
 import type { LaneInput, LaneMessage } from './hashLane.ts'
 import { listOutput, type OutputFile } from './outputFiles.ts'
@@ -54,27 +55,19 @@ export async function hashOutput(path: string, options: HashOptions): Promise<Ha
   const pieceLengthBytes = suggestPieceLengthBytes(sizeBytes)
   const onBytes = options.onBytes && ((bytes: number) => options.onBytes?.(bytes, sizeBytes))
 
-  const [[blob, partDigests], [pieceSha1, pieceSha256]] = await Promise.all([
+  const [[blob, partDigests], pieces] = await Promise.all([
     runLane(files, [{ algorithm: 'sha256' }, { algorithm: 'sha256', everyBytes: partSizeBytes }], {
       signal: options.signal,
       onBytes,
     }),
-    runLane(
-      files,
-      [
-        { algorithm: 'sha1', everyBytes: pieceLengthBytes },
-        { algorithm: 'sha256', everyBytes: pieceLengthBytes },
-      ],
-      { signal: options.signal },
-    ),
+    hashPieces(files, pieceLengthBytes, { signal: options.signal }),
   ])
 
   const descriptor = encodeDescriptor({
     name: options.name,
     pieceLengthBytes,
     files: files.map(({ absolute: _, ...file }) => file),
-    pieceSha1,
-    pieceSha256,
+    ...pieces,
   })
   const identity = parseDescriptor(descriptor)
   const ranges = partRanges(sizeBytes, partSizeBytes)
@@ -94,6 +87,20 @@ export async function hashOutput(path: string, options: HashOptions): Promise<Ha
     parts,
     readPart: (number) => readRange(files, ranges[number - 1]),
   }
+}
+
+/** Digests of the pieces of these files, one after the other. @throws Stalled `Invalid` when a file changes meanwhile */
+export async function hashPieces(
+  files: OutputFile[],
+  pieceLengthBytes: number,
+  options: LaneOptions,
+): Promise<{ pieceSha1: Uint8Array; pieceSha256: Uint8Array }> {
+  const plans: [HashPlan, HashPlan] = [
+    { algorithm: 'sha1', everyBytes: pieceLengthBytes },
+    { algorithm: 'sha256', everyBytes: pieceLengthBytes },
+  ]
+  const [pieceSha1, pieceSha256] = await runLane(files, plans, options)
+  return { pieceSha1, pieceSha256 }
 }
 
 interface LaneOptions {

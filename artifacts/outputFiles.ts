@@ -1,10 +1,11 @@
 import type { Stats } from 'node:fs'
 import { lstat, readdir, readlink, realpath } from 'node:fs/promises'
 import { basename, join, relative, sep } from 'node:path'
-import { comparePaths, type DescriptorFile, symlinkFromRoot } from '../api/descriptor.ts'
+import { symlinkFromRoot } from '../api/descriptor.ts'
 import { Stalled } from '../api/errors.ts'
+import { comparePaths, type TorrentFile } from '../api/torrent.ts'
 
-export interface OutputFile extends DescriptorFile {
+export interface OutputFile extends TorrentFile {
   /** Where it is on this disk. */
   absolute: string
 }
