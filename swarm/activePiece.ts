@@ -13,7 +13,7 @@ export class ActivePiece {
   readonly index: number
   readonly sizeBytes: number
   readonly buffer: PieceBuffer
-  /** It must come whole from its owner. */
+  /** It must come whole from its owner, who has it. */
   readonly oneSender: boolean
   readonly senders: Sender[] = []
   readonly states: Uint8Array
@@ -21,6 +21,10 @@ export class ActivePiece {
   readonly asked: Uint8Array
   /** The peer that fetches it; others only help. */
   owner: Peer | undefined
+  /** Its owner has it whole, and peers were told that they may have it from us as it comes. */
+  passedOn = false
+  /** Its owner has begun it and passes it on: if it turns out wrong, someone before the owner may be to blame. */
+  secondHand = false
   /** All there; being hashed and written. */
   checking = false
   beganMs = 0
@@ -43,6 +47,12 @@ export class ActivePiece {
   /** Nothing is asked of anyone, nothing arrives. */
   get idle(): boolean {
     return !this.checking && this.states.every((state) => state === FREE || state === DONE)
+  }
+
+  /** Whether all of a block is there. */
+  holds(first: number, units: number): boolean {
+    for (let unit = first; unit < first + units; unit++) if (this.states[unit] !== DONE) return false
+    return true
   }
 
   ask(unit: number): void {

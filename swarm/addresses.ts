@@ -17,6 +17,29 @@ export function addressKey(address: Address): string {
   return `${address.host}:${address.port}`
 }
 
+/** Node writes IPv4 peers of a dual-stack socket as `::ffff:a.b.c.d`. */
+export function plainHost(host: string | undefined): string {
+  return host?.replace(/^::ffff:/, '') ?? ''
+}
+
+/** BEP 23: 6 bytes a peer. */
+export function compactPeers(peers: Address[]): Buffer {
+  return Buffer.concat(
+    peers.map(({ host, port }) => Buffer.from([...host.split('.').map(Number), port >> 8, port & 0xff])),
+  )
+}
+
+/** The addresses in a compact answer. */
+export function parseCompactPeers(bytes: Uint8Array): Address[] {
+  const peers: Address[] = []
+  for (let at = 0; at + 6 <= bytes.length; at += 6) {
+    const [a, b, c, d, high = 0, low = 0] = bytes.subarray(at, at + 6)
+    const port = (high << 8) | low
+    if (port > 0) peers.push({ host: `${a}.${b}.${c}.${d}`, port })
+  }
+  return peers
+}
+
 /** The peers we were told of: whom to dial next, and not again too soon. */
 export class AddressBook {
   readonly #entries = new Map<string, Entry>()

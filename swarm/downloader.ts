@@ -1,9 +1,9 @@
-import { type Descriptor, pieceSizeBytes } from '../api/descriptor.ts'
+import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
 import { ActivePiece } from './activePiece.ts'
 import type { Address } from './addresses.ts'
 import { Blame } from './blame.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
-import { type Peer, type Request, requestKey, STANDARD_BLOCK_BYTES } from './peer.ts'
+import { type Peer, type Request, requestKey, STANDARD_BLOCK_BYTES, unitsOf } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
 import { encodeNumbers, messageId, WireError } from './wire.ts'
 
@@ -11,11 +11,11 @@ import { encodeNumbers, messageId, WireError } from './wire.ts'
 const ACTIVE_BYTES = 64 << 20
 const MAX_ACTIVE = 512
 /**
- * Requests under way to one peer: what it sends in this time, between these bounds. What is asked of a seed, others
- * ask for too until they hear of it: at 0.5 s a seed sent 1.45 copies to three machines, at 0.1 s 1.27.
+ * Requests under way to one peer: what it sends in this time, between these bounds. A full link delays an answer by
+ * 0.1 s and more; asked for less than that, a last sender of a last piece goes at a fifth of its speed.
  */
-const PIPELINE_SECONDS = 0.1
-const MIN_PIPELINE_BYTES = 512 << 10
+const PIPELINE_SECONDS = 0.3
+const MIN_PIPELINE_BYTES = 64 << 10
 const MAX_PIPELINE_BYTES = 8 << 20
 const BLOCK_TIMEOUT_MS = 15_000
 const SNUBBED_TIMEOUT_MS = 60_000
@@ -34,7 +34,7 @@ export interface Sender {
 }
 
 interface DownloaderOptions {
-  descriptor: Descriptor
+  torrent: Torrent
   picker: PiecePicker
   buffers: PieceBuffers
   peers(): Iterable<Peer>
@@ -42,6 +42,11 @@ interface DownloaderOptions {
   /** A verified piece: store it and tell everyone. */
   keep(index: number, buffer: PieceBuffer): Promise<void>
   ban(sender: Sender, pieceIndex: number): void
+  /** A piece comes from a peer that has it: others may ask us for it already. */
+  passOn(piece: ActivePiece): void
+  /** More of a piece that is passed on is there; `dropped`: no more will come, for now. */
+  progressed(piece: ActivePiece): void
+  dropped(piece: ActivePiece): void
   /** Room for new requests came free. */
   refill(): void
   failed(error: unknown): void
@@ -56,6 +61,8 @@ export class Downloader {
   readonly #active = new Map<number, ActivePiece>()
   readonly #blame = new Blame<Sender>(STANDARD_BLOCK_BYTES)
   readonly #senders = new Map<string, Sender>()
+  /** Came wrong at second hand: to be taken only from who has them. */
+  readonly #suspect = new Set<number>()
   readonly #checks = new Set<Promise<void>>()
   readonly #maxActive: number
   #reserved = 0
@@ -65,7 +72,7 @@ export class Downloader {
 
   constructor(o: DownloaderOptions) {
     this.#o = o
-    this.#maxActive = Math.min(MAX_ACTIVE, Math.max(4, Math.floor(ACTIVE_BYTES / o.descriptor.pieceLengthBytes)))
+    this.#maxActive = Math.min(MAX_ACTIVE, Math.max(4, Math.floor(ACTIVE_BYTES / o.torrent.pieceLengthBytes)))
   }
 
   /** Asks this peer for as much as its pipeline holds. */
@@ -91,27 +98,27 @@ export class Downloader {
     const maxUnits = peer.blockBytes / STANDARD_BLOCK_BYTES
     for (const wanted of [peer, undefined]) {
       for (const piece of this.#active.values()) {
-        if (piece.owner !== wanted || !peer.has.has(piece.index)) continue
+        if (piece.owner !== wanted || !this.#mayOwn(peer, piece.index)) continue
         const run = piece.freeRun(maxUnits)
         if (!run) continue
-        piece.owner = peer
+        this.#own(piece, peer)
         return { piece, ...run }
       }
     }
     if (this.#full) this.#evictOrphan()
-    const index = this.#full ? undefined : this.#o.picker.take((candidate) => peer.has.has(candidate))
+    const index = this.#full ? undefined : this.#o.picker.take((candidate) => this.#mayOwn(peer, candidate))
     if (index !== undefined) {
-      const sizeBytes = pieceSizeBytes(this.#o.descriptor, index)
+      const sizeBytes = pieceSizeBytes(this.#o.torrent, index)
       const piece = new ActivePiece({
         index,
         sizeBytes,
-        buffer: this.#o.buffers.acquire(this.#o.descriptor.pieceLengthBytes),
+        buffer: this.#o.buffers.acquire(this.#o.torrent.pieceLengthBytes),
         oneSender: this.#blame.wantsOneSender(index),
         units: Math.ceil(sizeBytes / STANDARD_BLOCK_BYTES),
       })
       piece.beganMs = piece.lastProgressMs = nowMs
-      piece.owner = peer
       this.#active.set(index, piece)
+      this.#own(piece, peer)
       const run = piece.freeRun(maxUnits)
       return run && { piece, ...run }
     }
@@ -127,6 +134,44 @@ export class Downloader {
       if (run) return { piece, ...run }
     }
     return undefined
+  }
+
+  /** What has to come from one sender comes from one who has it. */
+  #mayOwn(peer: Peer, index: number): boolean {
+    if (peer.has.has(index)) return true
+    return peer.begun.has(index) && !this.#blame.wantsOneSender(index) && !this.#suspect.has(index)
+  }
+
+  /**
+   * Passed on is only what comes from who has it: so nobody waits for himself, and a wrong piece is two steps from
+   * its sender at most.
+   */
+  #own(piece: ActivePiece, peer: Peer): void {
+    if (piece.owner === peer) return
+    piece.owner = peer
+    if (!peer.has.has(piece.index)) piece.secondHand = true
+    else if (!piece.oneSender && !piece.secondHand) {
+      piece.passedOn = true
+      this.#o.passOn(piece)
+    }
+  }
+
+  #disown(piece: ActivePiece): void {
+    piece.owner = undefined
+    if (!piece.passedOn) return
+    piece.passedOn = false
+    this.#o.dropped(piece)
+  }
+
+  /** A piece that peers may ask us for while it comes. */
+  passedOn(index: number): ActivePiece | undefined {
+    const piece = this.#active.get(index)
+    return piece?.passedOn ? piece : undefined
+  }
+
+  /** All of them. */
+  allPassedOn(): ActivePiece[] {
+    return [...this.#active.values()].filter((piece) => piece.passedOn)
   }
 
   /** A piece begun by a peer that left must not hold the room that pieces others have could use. */
@@ -182,6 +227,7 @@ export class Downloader {
       peer.receivedBytes += block.sizeBytes
       piece.lastProgressMs = nowMs
       const whole = piece.done(...unitsOf(request), this.#senderOf(peer))
+      if (piece.passedOn) this.#o.progressed(piece)
       this.#cancelElsewhere(piece, request)
       if (whole) this.#track(this.#check(piece))
     }
@@ -193,7 +239,9 @@ export class Downloader {
     const request = peer.requests.get(requestKey(pieceIndex, begin))
     if (request?.pieceIndex !== pieceIndex || request.begin !== begin) return false
     this.#drop(peer, request)
-    this.#active.get(pieceIndex)?.unask(...unitsOf(request), false)
+    const piece = this.#active.get(pieceIndex)
+    piece?.unask(...unitsOf(request), false)
+    if (piece?.owner === peer && !piece.checking) this.#disown(piece)
     return true
   }
 
@@ -208,7 +256,7 @@ export class Downloader {
     peer.receiving = undefined
     for (const piece of this.#active.values()) {
       if (piece.owner !== peer || piece.checking) continue
-      piece.owner = undefined
+      this.#disown(piece)
       if (piece.oneSender) piece.reset()
     }
   }
@@ -291,7 +339,9 @@ export class Downloader {
       } else {
         this.downloadedBytes -= piece.sizeBytes
         this.wastedBytes += piece.sizeBytes
-        const liar = this.#blame.failed(index, bytes, piece.senders)
+        // who passed it on may be as wronged as we are
+        if (piece.secondHand) this.#suspect.add(index)
+        const liar = piece.secondHand ? undefined : this.#blame.failed(index, bytes, piece.senders)
         if (liar) this.#o.ban(liar, index)
         this.#o.picker.putBack(index)
       }
@@ -300,6 +350,7 @@ export class Downloader {
       throw error
     } finally {
       this.#active.delete(index)
+      this.#disown(piece)
       this.#o.buffers.release(buffer)
     }
     this.#o.refill()
@@ -315,10 +366,6 @@ function isLate(piece: ActivePiece, nowMs: number): boolean {
 function pipelineOf(peer: Peer): number {
   if (peer.snubbed) return 1
   return Math.min(MAX_PIPELINE_BYTES, Math.max(MIN_PIPELINE_BYTES, peer.received.bytesPerSecond * PIPELINE_SECONDS))
-}
-
-function unitsOf(request: { begin: number; sizeBytes: number }): [unit: number, units: number] {
-  return [request.begin / STANDARD_BLOCK_BYTES, Math.ceil(request.sizeBytes / STANDARD_BLOCK_BYTES)]
 }
 
 /** Tells whether a unit of this piece is asked of this peer. */

@@ -7,8 +7,9 @@ import { createHmac, timingSafeEqual } from 'node:crypto'
 import { type Bencoded, decodeBencode, encodeBencode } from '../api/bencode.ts'
 
 export const NONCE_BYTES = 32
-/** The number under which we want to be sent proofs (BEP 10's `m`). */
+/** The numbers under which we want to be sent proofs, and pieces that were begun (BEP 10's `m`). */
 const PROOF_MESSAGE = 1
+export const BEGUN_MESSAGE = 2
 
 export interface Greeting {
   /** Where the sender listens, if it says. */
@@ -20,6 +21,10 @@ export interface Greeting {
   nonce?: Uint8Array
   /** Under which number it wants the proof; undefined: it knows none. */
   proofMessage?: number
+  /** It has everything, and says so piece by piece. */
+  spreads?: boolean
+  /** Under which number it wants to hear of pieces that we have begun; undefined: it would not understand. */
+  begunMessage?: number
 }
 
 export function encodeGreeting(greeting: {
@@ -27,13 +32,21 @@ export function encodeGreeting(greeting: {
   blockBytes: number
   maxRequests: number
   nonce?: Uint8Array
+  spreads: boolean
 }): Buffer {
   const dictionary = new Map<string, Bencoded>([
-    ['m', new Map<string, Bencoded>(greeting.nonce ? [['shoal_proof', PROOF_MESSAGE]] : [])],
+    [
+      'm',
+      new Map<string, Bencoded>([
+        ['shoal_begun', BEGUN_MESSAGE],
+        ...(greeting.nonce ? [['shoal_proof', PROOF_MESSAGE] as const] : []),
+      ]),
+    ],
     ['p', greeting.listenPort],
     ['reqq', greeting.maxRequests],
     ['shoal_block', greeting.blockBytes],
     ['v', Buffer.from('Shoal')],
+    ...(greeting.spreads ? [['shoal_spreads', 1] as const] : []),
   ])
   if (greeting.nonce) dictionary.set('shoal_nonce', greeting.nonce)
   return Buffer.concat([Buffer.from([0]), encodeBencode(dictionary)])
@@ -56,11 +69,15 @@ export function parseGreeting(payload: Uint8Array, standardBlockBytes: number): 
   }
   const listenPort = number(root.get('p'), 1, 65535)
   if (listenPort !== undefined) greeting.listenPort = listenPort
+  if (root.get('shoal_spreads') === 1) greeting.spreads = true
   const nonce = root.get('shoal_nonce')
   if (nonce instanceof Uint8Array && nonce.length === NONCE_BYTES) greeting.nonce = Uint8Array.from(nonce)
   const messages = root.get('m')
-  const proofMessage = messages instanceof Map ? number(messages.get('shoal_proof'), 1, 255) : undefined
+  if (!(messages instanceof Map)) return greeting
+  const proofMessage = number(messages.get('shoal_proof'), 1, 255)
   if (proofMessage !== undefined) greeting.proofMessage = proofMessage
+  const begunMessage = number(messages.get('shoal_begun'), 1, 255)
+  if (begunMessage !== undefined) greeting.begunMessage = begunMessage
   return greeting
 }
 

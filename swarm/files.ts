@@ -1,8 +1,8 @@
 import { constants } from 'node:fs'
-import { chmod, type FileHandle, lstat, mkdir, open, readlink, rm, symlink } from 'node:fs/promises'
+import { chmod, type FileHandle, lstat, mkdir, open, readlink, rm, stat, symlink } from 'node:fs/promises'
 import { dirname, join, relative } from 'node:path'
-import { type Descriptor, type DescriptorFile, pieceSizeBytes } from '../api/descriptor.ts'
 import { ShoalError, Transient } from '../api/errors.ts'
+import { pieceSizeBytes, type Torrent, type TorrentFile } from '../api/torrent.ts'
 
 const MAX_OPEN = 128
 const { O_RDONLY, O_RDWR, O_WRONLY, O_CREAT, O_NOFOLLOW } = constants
@@ -10,6 +10,12 @@ const { O_RDONLY, O_RDWR, O_WRONLY, O_CREAT, O_NOFOLLOW } = constants
 const O_DIRECT: number | undefined = constants.O_DIRECT
 /** What direct writes are aligned to, in the file and in memory. */
 const PAGE_BYTES = 4096
+
+/**
+ * `release`: created, filled, and read-only by mode once whole. `download`: the same, but modes stay. `seed`: there
+ * already, never created or written.
+ */
+export type FilesMode = 'release' | 'download' | 'seed'
 
 interface OpenFile {
   handle: Promise<FileHandle>
@@ -30,11 +36,12 @@ interface Extent {
 
 /**
  * A release folder being filled: files at their full size from the start (sparse), pieces written straight into their
- * places. Links and modes come from the descriptor, whose paths were checked when it was parsed.
+ * places. Links and modes come from the torrent, whose paths were checked when it was parsed.
  */
-export class ReleaseFiles implements AsyncDisposable {
-  readonly #descriptor: Descriptor
+export class TorrentFiles implements AsyncDisposable {
+  readonly #torrent: Torrent
   readonly #dir: string
+  readonly #mode: FilesMode
   /** Where each file begins in the blob. */
   readonly #starts: Float64Array
   readonly #open = new Map<number, OpenFile>()
@@ -46,29 +53,45 @@ export class ReleaseFiles implements AsyncDisposable {
   /** Files that held something before we came. */
   readonly existed = new Set<number>()
 
-  private constructor(descriptor: Descriptor, dir: string) {
-    this.#descriptor = descriptor
+  private constructor(torrent: Torrent, dir: string, mode: FilesMode) {
+    this.#torrent = torrent
     this.#dir = dir
-    this.#starts = new Float64Array(descriptor.files.length)
-    this.modifiedNs = new BigUint64Array(descriptor.files.length)
+    this.#mode = mode
+    this.#protected = mode === 'seed'
+    this.#starts = new Float64Array(torrent.files.length)
+    this.modifiedNs = new BigUint64Array(torrent.files.length)
     let start = 0
-    descriptor.files.forEach((file, i) => {
+    torrent.files.forEach((file, i) => {
       this.#starts[i] = start
       start += file.sizeBytes
     })
   }
 
-  /** Creates what is missing. @throws Transient `DiskFull`. */
-  static async prepare(descriptor: Descriptor, dir: string): Promise<ReleaseFiles> {
-    const files = new ReleaseFiles(descriptor, dir)
-    const folders = new Set(descriptor.files.map((file) => dirname(file.path)))
-    for (const folder of folders) await mkdir(join(dir, folder), { recursive: true })
-    for (const [index, file] of descriptor.files.entries())
-      await diskErrors(() => (file.symlink === undefined ? files.#create(index, file) : files.#link(file)))
+  /** Creates what is missing. @throws Transient `DiskFull`; ShoalError `NotFound` in mode `seed`. */
+  static async prepare(torrent: Torrent, dir: string, mode: FilesMode): Promise<TorrentFiles> {
+    const files = new TorrentFiles(torrent, dir, mode)
+    if (mode !== 'seed')
+      for (const folder of new Set(torrent.files.map((file) => (file.padding ? '.' : dirname(file.path)))))
+        await mkdir(join(dir, folder), { recursive: true })
+    for (const [index, file] of torrent.files.entries()) {
+      if (file.padding) continue
+      if (mode === 'seed') await files.#find(index, file)
+      else await diskErrors(() => (file.symlink === undefined ? files.#create(index, file) : files.#link(file)))
+    }
     return files
   }
 
-  async #create(index: number, file: DescriptorFile): Promise<void> {
+  async #find(index: number, file: TorrentFile): Promise<void> {
+    if (file.symlink !== undefined) return
+    const path = join(this.#dir, file.path)
+    const stats = await stat(path, { bigint: true }).catch(() => undefined)
+    if (!stats?.isFile() || stats.size !== BigInt(file.sizeBytes))
+      throw new ShoalError('NotFound', `There is no file ${path} of ${file.sizeBytes} bytes.`)
+    this.modifiedNs[index] = stats.mtimeNs
+    this.existed.add(index)
+  }
+
+  async #create(index: number, file: TorrentFile): Promise<void> {
     const path = join(this.#dir, file.path)
     const before = await lstat(path, { bigint: true }).catch(() => undefined)
     // Protected by a former process: whole, and maybe running, when opening it for writing would fail (ETXTBSY).
@@ -92,7 +115,7 @@ export class ReleaseFiles implements AsyncDisposable {
     this.#dirty.add(index)
   }
 
-  async #link(file: DescriptorFile): Promise<void> {
+  async #link(file: TorrentFile): Promise<void> {
     const path = join(this.#dir, file.path)
     const text = relative(dirname(path), join(this.#dir, file.symlink ?? '')) || '.'
     if ((await readlink(path).catch(() => undefined)) === text) return
@@ -102,19 +125,22 @@ export class ReleaseFiles implements AsyncDisposable {
 
   /** The files that hold a piece's bytes. */
   filesOf(pieceIndex: number): number[] {
-    return this.#extents(pieceIndex).map((extent) => extent.fileIndex)
+    const indexes = this.#extents(pieceIndex).map((extent) => extent.fileIndex)
+    return indexes.filter((index) => !this.#torrent.files[index]?.padding)
   }
 
   /** Fills the first bytes of `into` with the piece. @throws when a file is gone or shorter than it was made. */
   async read(pieceIndex: number, into: Uint8Array): Promise<void> {
     for (const { fileIndex, fileOffset, pieceOffset, sizeBytes } of this.#extents(pieceIndex)) {
-      await this.#with(fileIndex, async (handle) => {
-        for (let done = 0; done < sizeBytes; ) {
-          const { bytesRead } = await handle.read(into, pieceOffset + done, sizeBytes - done, fileOffset + done)
-          if (bytesRead === 0) throw new ShoalError('NotFound', `${this.#path(fileIndex)} is shorter than it was.`)
-          done += bytesRead
-        }
-      })
+      if (this.#torrent.files[fileIndex]?.padding) into.fill(0, pieceOffset, pieceOffset + sizeBytes)
+      else
+        await this.#with(fileIndex, async (handle) => {
+          for (let done = 0; done < sizeBytes; ) {
+            const { bytesRead } = await handle.read(into, pieceOffset + done, sizeBytes - done, fileOffset + done)
+            if (bytesRead === 0) throw new ShoalError('NotFound', `${this.#path(fileIndex)} is shorter than it was.`)
+            done += bytesRead
+          }
+        })
     }
   }
 
@@ -123,8 +149,10 @@ export class ReleaseFiles implements AsyncDisposable {
    * there stays. @throws Transient `DiskFull`.
    */
   async write(pieceIndex: number, from: Uint8Array): Promise<void> {
+    if (this.#mode === 'seed') throw new ShoalError('Conflict', `${this.#dir} is seeded from and not written to.`)
     if (this.#protected) await this.#protect(false)
     for (const { fileIndex, fileOffset, pieceOffset, sizeBytes } of this.#extents(pieceIndex)) {
+      if (this.#torrent.files[fileIndex]?.padding) continue
       const bytes = from.subarray(pieceOffset, pieceOffset + sizeBytes)
       await this.#with(fileIndex, async (handle, file) => {
         const pages = sizeBytes - (sizeBytes % PAGE_BYTES)
@@ -180,34 +208,34 @@ export class ReleaseFiles implements AsyncDisposable {
   }
 
   /**
-   * Takes the right to write from every file: nothing changes a release that is whole. Files are reopened for reading
+   * In mode `release`, takes the right to write from every file: nothing changes a release that is whole. Files are reopened for reading
    * alone, for Linux starts no program that someone has open for writing (ETXTBSY).
    */
-  protect(): Promise<void> {
-    return this.#protect(true)
+  async protect(): Promise<void> {
+    if (this.#mode === 'release') await this.#protect(true)
   }
 
   async #protect(on: boolean): Promise<void> {
     this.#protected = on
-    for (const file of this.#descriptor.files) {
+    for (const file of this.#torrent.files) {
       const bits = (file.executable ? 0o111 : 0) | (on ? 0o444 : 0o644)
-      if (file.symlink === undefined) await chmod(join(this.#dir, file.path), bits)
+      if (file.symlink === undefined && !file.padding) await chmod(join(this.#dir, file.path), bits)
     }
     await this.#closeAll()
   }
 
   #path(fileIndex: number): string {
-    return this.#descriptor.files[fileIndex]?.path ?? ''
+    return this.#torrent.files[fileIndex]?.path ?? ''
   }
 
   #extents(pieceIndex: number): Extent[] {
     const extents: Extent[] = []
-    let position = pieceIndex * this.#descriptor.pieceLengthBytes
-    const end = position + pieceSizeBytes(this.#descriptor, pieceIndex)
+    let position = pieceIndex * this.#torrent.pieceLengthBytes
+    const end = position + pieceSizeBytes(this.#torrent, pieceIndex)
     const begin = position
     for (let i = this.#fileAt(position); position < end; i++) {
       const fileOffset = position - (this.#starts[i] ?? 0)
-      const sizeBytes = Math.min(end - position, (this.#descriptor.files[i]?.sizeBytes ?? 0) - fileOffset)
+      const sizeBytes = Math.min(end - position, (this.#torrent.files[i]?.sizeBytes ?? 0) - fileOffset)
       if (sizeBytes > 0) extents.push({ fileIndex: i, fileOffset, pieceOffset: position - begin, sizeBytes })
       position += sizeBytes
     }

@@ -4,13 +4,8 @@ import { chmod, mkdir, mkdtemp, readFile, readlink, rm, symlink, writeFile } fro
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import * as assert from 'uvu/assert'
-import {
-  comparePaths,
-  type Descriptor,
-  type DescriptorFile,
-  encodeDescriptor,
-  parseDescriptor,
-} from '../api/descriptor.ts'
+import { type Descriptor, encodeDescriptor, parseDescriptor } from '../api/descriptor.ts'
+import { comparePaths, type TorrentFile } from '../api/torrent.ts'
 import { SwarmNode } from './node.ts'
 import type { Swarm, SwarmOptions } from './swarm.ts'
 
@@ -22,7 +17,7 @@ export interface Sample {
 
 /** An artifact with these files, of random bytes; a string instead of a size is a symlink's target. */
 export function sampleArtifact(files: Record<string, number | string>, pieceLengthBytes: number): Sample {
-  const entries: DescriptorFile[] = Object.entries(files)
+  const entries: TorrentFile[] = Object.entries(files)
     .map(([path, content]) =>
       typeof content === 'string'
         ? { path, sizeBytes: 0, executable: false, symlink: content }
@@ -69,7 +64,7 @@ export class Playground implements AsyncDisposable {
     const { name = `machine-${this.#count++}`, ...options } = o
     await mkdir(join(this.dir, name), { recursive: true })
     return node.open({
-      descriptor: sample.descriptor,
+      torrent: sample.descriptor,
       dir: join(this.dir, name, 'release'),
       stateFile: join(this.dir, name, 'state'),
       key: undefined,

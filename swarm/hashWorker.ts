@@ -1,9 +1,13 @@
-/** Runs in a worker thread: SHA-256 of shared memory, so that the thread with the sockets never stops for it. */
+/** Runs in a worker thread: digests of shared memory, so that the thread with the sockets never stops for it. */
 import { hash } from 'node:crypto'
 import { parentPort } from 'node:worker_threads'
 
+/** SHA-1 for torrents of other clients, which have nothing better. */
+export type Algorithm = 'sha256' | 'sha1'
+
 export interface HashTask {
   id: number
+  algorithm: Algorithm
   memory: SharedArrayBuffer
   sizeBytes: number
 }
@@ -14,6 +18,6 @@ export interface HashResult {
 }
 
 parentPort?.on('message', (task: HashTask) => {
-  const digest = hash('sha256', new Uint8Array(task.memory, 0, task.sizeBytes), 'buffer')
+  const digest = hash(task.algorithm, new Uint8Array(task.memory, 0, task.sizeBytes), 'buffer')
   parentPort?.postMessage({ id: task.id, digest } satisfies HashResult)
 })

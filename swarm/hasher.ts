@@ -1,7 +1,7 @@
 import { Worker } from 'node:worker_threads'
 import { ShoalError } from '../api/errors.ts'
 import type { PieceBuffer } from './buffers.ts'
-import type { HashResult, HashTask } from './hashWorker.ts'
+import type { Algorithm, HashResult, HashTask } from './hashWorker.ts'
 
 interface Waiting {
   resolve(digest: Uint8Array): void
@@ -9,7 +9,7 @@ interface Waiting {
 }
 
 /**
- * SHA-256 in worker threads: 1.7 GB/s each where the CPU has SHA instructions. They start with the first piece and
+ * Digests in worker threads: 1.7 GB/s each where the CPU has SHA instructions. They start with the first piece and
  * keep no process alive that has nothing else to do.
  */
 export class Hasher implements AsyncDisposable {
@@ -24,7 +24,7 @@ export class Hasher implements AsyncDisposable {
   }
 
   /** Digest of the first `sizeBytes`. The buffer must not change meanwhile. */
-  sha256(buffer: PieceBuffer, sizeBytes: number): Promise<Uint8Array> {
+  hash(algorithm: Algorithm, buffer: PieceBuffer, sizeBytes: number): Promise<Uint8Array> {
     if (this.#closed) return Promise.reject(new ShoalError('Cancelled', 'The hasher is closed.'))
     const id = this.#nextId++
     const worker = this.#worker(id % this.#threads)
@@ -32,7 +32,7 @@ export class Hasher implements AsyncDisposable {
       this.#waiting.set(id, { resolve, reject })
       worker.ref()
       const memory = buffer.bytes.buffer as SharedArrayBuffer
-      worker.postMessage({ id, memory, sizeBytes } satisfies HashTask)
+      worker.postMessage({ id, algorithm, memory, sizeBytes } satisfies HashTask)
     })
   }
 

@@ -248,7 +248,10 @@ test('a greeting with sizes beyond reason is cut to ours', async () => {
     infoHash,
     onJoin: (peer) => {
       offerAll(peer)
-      peer.send(messageId.extended, encodeGreeting({ listenPort: 1, blockBytes: 1 << 24, maxRequests: 100_000 }))
+      peer.send(
+        messageId.extended,
+        encodeGreeting({ listenPort: 1, blockBytes: 1 << 24, maxRequests: 100_000, spreads: false }),
+      )
     },
     onRequest: (peer, request) => {
       assert.ok(request.sizeBytes <= 128 << 10)

@@ -1,13 +1,13 @@
 /**
  * Pieces between peers. A process has one `SwarmNode`: one listening port, one hash thread, one upload limit; each
- * artifact is a `Swarm` on it. What is on disk was verified by the SHA-256 that the descriptor gives; who sends wrong
+ * artifact is a `Swarm` on it. What is on disk was verified by the SHA-256 that the torrent gives; who sends wrong
  * bytes is found and banned. The wire is BitTorrent v1, with larger blocks and a proof of the swarm's key between
  * agents. The tracker's table is in `tracker.ts`. Used by the agent and, for the tracker, the fleet server.
  */
 import { randomBytes } from 'node:crypto'
 import { connect, createServer, type Server, Socket, type SocketConstructorOpts } from 'node:net'
 import { ShoalError } from '../api/errors.ts'
-import type { Address } from './addresses.ts'
+import { type Address, plainHost } from './addresses.ts'
 import { PieceBuffers, PieceCache } from './buffers.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { Hasher } from './hasher.ts'
@@ -89,12 +89,13 @@ export class SwarmNode implements AsyncDisposable {
    * @throws Transient `DiskFull`; ShoalError `Conflict` when this swarm is open already.
    */
   async open(options: SwarmOptions): Promise<Swarm> {
-    const { descriptor, dir, stateFile, signal } = options
-    const { infoHash } = descriptor
+    const { torrent, dir, mode = 'release', stateFile, signal } = options
+    const { infoHash } = torrent
     if (this.#swarms.has(infoHash)) throw new ShoalError('Conflict', `The swarm ${infoHash} is open already.`)
     const store = await PieceStore.open({
-      descriptor,
+      torrent,
       dir,
+      mode,
       stateFile,
       signal,
       hasher: this.#hasher,
@@ -206,9 +207,4 @@ function withReadBuffer(
   const socket = new Socket({ handle: handle ?? undefined, onread: readBuffer(read) })
   // The server counts the first one.
   return socket.once('close', () => accepted.destroy())
-}
-
-/** Node writes IPv4 peers of a dual-stack socket as `::ffff:a.b.c.d`. */
-function plainHost(host: string | undefined): string {
-  return host?.replace(/^::ffff:/, '') ?? ''
 }

@@ -25,6 +25,8 @@ interface OriginReaderOptions {
   pieceSizeBytes(index: number): number
   verify(index: number, buffer: PieceBuffer): Promise<boolean>
   keep(index: number, buffer: PieceBuffer): Promise<void>
+  /** A seed is connected that has every piece, and says so one by one. */
+  promised(): boolean
   /** A read failed, or gave wrong bytes. */
   fault(index: number, error: unknown): void
   failed(error: unknown): void
@@ -67,6 +69,7 @@ export class OriginReader {
     const lease = this.#lease
     if (!lease || nowMs < this.#pausedUntilMs) return
     const patient = nowMs - this.#lastGainMs < PATIENCE_MS
+    if (patient && this.#o.promised()) return
     while (this.#reads.size < READS_AT_ONCE) {
       if (!this.#o.downloader.reserve()) return
       const index = this.#o.picker.take(

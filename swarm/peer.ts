@@ -3,7 +3,15 @@ import type { Socket } from 'node:net'
 import type { Address } from './addresses.ts'
 import { Bitfield } from './bitfield.ts'
 import type { Clock } from './clock.ts'
-import { encodeGreeting, type Greeting, keyProof, NONCE_BYTES, parseGreeting, sameProof } from './extension.ts'
+import {
+  BEGUN_MESSAGE,
+  encodeGreeting,
+  type Greeting,
+  keyProof,
+  NONCE_BYTES,
+  parseGreeting,
+  sameProof,
+} from './extension.ts'
 import { Speed } from './rate.ts'
 import { encodeHandshake, encodeMessage, type Handshake, keepAlive, messageId, WireDecoder, WireError } from './wire.ts'
 
@@ -25,10 +33,16 @@ export interface PeerHost {
   readonly key: Uint8Array | undefined
   readonly pieceCount: number
   readonly listenPort: number
+  /** We have everything, and say so piece by piece. */
+  readonly spreads: boolean
   /** It proved what it had to. @returns false to refuse it. */
   joined(peer: Peer): boolean
+  /** It joined, and said what it understands. */
+  greeted(peer: Peer): void
   /** A message of the piece protocol, after `joined`. @throws WireError on nonsense. */
   message(peer: Peer, id: number, payload: Buffer): void
+  /** It has begun a piece. @throws WireError on nonsense. */
+  begun(peer: Peer, pieceIndex: number): void
   blockTarget(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number): Uint8Array | undefined
   blockEnd(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number, kept: boolean): void
   left(peer: Peer): void
@@ -64,6 +78,8 @@ export class Peer {
   address: Address
   id = ''
   has = new Bitfield(0)
+  /** Pieces it is receiving from someone who has them, and passes on as they come. */
+  begun = new Bitfield(0)
   joined = false
   closed = false
   fast = false
@@ -75,7 +91,7 @@ export class Peer {
   interested = false
   unchokedSinceMs: number | undefined
   waitingSinceMs = 0
-  /** Pieces it has and we lack. */
+  /** Pieces it offers and we lack. */
   wanted = 0
   /** By `requestKey`. */
   readonly requests = new Map<number, Request>()
@@ -147,6 +163,31 @@ export class Peer {
     this.#decoder.discardBlock()
   }
 
+  /** It is one of us. */
+  get isAgent(): boolean {
+    return this.#greeting?.begunMessage !== undefined
+  }
+
+  /** It has more than it says, and will say so. */
+  get spreads(): boolean {
+    return this.#greeting?.spreads === true && !this.has.full
+  }
+
+  /** Whether to ask it for this piece. */
+  offers(pieceIndex: number): boolean {
+    return this.has.has(pieceIndex) || this.begun.has(pieceIndex)
+  }
+
+  /** We have begun a piece, which it may ask for. Nothing is sent to those who would not understand. */
+  tellBegun(pieceIndex: number): void {
+    const id = this.#greeting?.begunMessage
+    if (id === undefined) return
+    const payload = Buffer.allocUnsafe(5)
+    payload[0] = id
+    payload.writeUInt32BE(pieceIndex, 1)
+    this.write(encodeMessage(messageId.extended, payload))
+  }
+
   /** Time passed. */
   tick(nowMs: number): void {
     this.received.tick(nowMs)
@@ -180,6 +221,7 @@ export class Peer {
         listenPort: host.listenPort,
         blockBytes: AGENT_BLOCK_BYTES,
         maxRequests: MAX_REQUESTS,
+        spreads: host.spreads,
         ...(host.key ? { nonce: this.#nonce } : {}),
       })
       this.write(encodeMessage(messageId.extended, greeting))
@@ -196,8 +238,11 @@ export class Peer {
 
   #onExtended(host: PeerHost, payload: Buffer): void {
     if (payload[0] !== 0) {
-      // the number is ours (BEP 10): 1 is a proof, and there is nothing else
-      if (host.key && !this.joined) this.#checkProof(host, host.key, payload.subarray(1))
+      // the number is ours (BEP 10)
+      if (payload[0] === BEGUN_MESSAGE) {
+        if (!this.joined || payload.length !== 5) throw new WireError('a malformed begun')
+        host.begun(this, payload.readUInt32BE(1))
+      } else if (host.key && !this.joined) this.#checkProof(host, host.key, payload.subarray(1))
       return
     }
     if (this.#greeting && !this.joined) throw new WireError('greeted twice')
@@ -207,6 +252,7 @@ export class Peer {
     this.blockBytes = Math.min(greeting.blockBytes, AGENT_BLOCK_BYTES)
     this.maxRequests = Math.min(greeting.maxRequests, MAX_REQUESTS)
     if (!this.dialled && greeting.listenPort) this.address = { host: this.address.host, port: greeting.listenPort }
+    if (this.joined) host.greeted(this)
     if (!host.key || this.joined) return
     if (!greeting.nonce || greeting.proofMessage === undefined) throw new WireError('cannot prove the key')
     const proof = keyProof(host.key, this.dialled ? 'dialler' : 'acceptor', this.#session(host, greeting.nonce))
@@ -230,11 +276,15 @@ export class Peer {
     const host = this.#host
     if (!host) return
     this.has = new Bitfield(host.pieceCount)
+    this.begun = new Bitfield(host.pieceCount)
     this.waitingSinceMs = this.lastBlockMs = this.#o.clock.nowMs()
     this.#decoder.maxMessageBytes = Math.max(4096, 64 + Math.ceil(host.pieceCount / 8))
     this.#decoder.maxBlockBytes = AGENT_BLOCK_BYTES
     this.joined = true
-    if (host.joined(this)) return
+    if (host.joined(this)) {
+      if (this.#greeting) host.greeted(this)
+      return
+    }
     this.joined = false
     throw new WireError('refused')
   }
@@ -243,4 +293,9 @@ export class Peer {
 /** One number per block of a swarm: pieces are at most 64 MiB, so 4096 units. */
 export function requestKey(pieceIndex: number, begin: number): number {
   return pieceIndex * 4096 + begin / STANDARD_BLOCK_BYTES
+}
+
+/** A block as a run of units of 16 KiB. */
+export function unitsOf(request: { begin: number; sizeBytes: number }): [unit: number, units: number] {
+  return [request.begin / STANDARD_BLOCK_BYTES, Math.ceil(request.sizeBytes / STANDARD_BLOCK_BYTES)]
 }

@@ -38,10 +38,6 @@ export class PiecePicker {
     this.#availability[index] = Math.max(0, this.availability(index) - 1)
   }
 
-  peerCame(pieces: Bitfield): void {
-    for (let i = 0; i < pieces.size; i++) if (pieces.has(i)) this.peerHas(i)
-  }
-
   peerLeft(pieces: Bitfield): void {
     for (let i = 0; i < pieces.size; i++) if (pieces.has(i)) this.peerLacks(i)
   }

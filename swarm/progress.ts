@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { open, readFile, rename } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import type { Descriptor } from '../api/descriptor.ts'
+import type { Torrent } from '../api/torrent.ts'
 import { Bitfield } from './bitfield.ts'
 
 /**
@@ -19,12 +19,12 @@ export interface Progress {
 const MAGIC = Buffer.from('shoalst1')
 const DIGEST_BYTES = 32
 
-export async function saveProgress(stateFile: string, descriptor: Descriptor, progress: Progress): Promise<void> {
+export async function saveProgress(stateFile: string, torrent: Torrent, progress: Progress): Promise<void> {
   const modified = Buffer.alloc(progress.modifiedNs.length * 8)
   progress.modifiedNs.forEach((ns, i) => {
     modified.writeBigUInt64BE(ns, i * 8)
   })
-  const body = Buffer.concat([MAGIC, digestBytes(descriptor), progress.pieces.bytes, modified])
+  const body = Buffer.concat([MAGIC, digestBytes(torrent), progress.pieces.bytes, modified])
   const temporary = `${stateFile}.new`
   {
     await using file = await open(temporary, 'w', 0o600)
@@ -37,22 +37,22 @@ export async function saveProgress(stateFile: string, descriptor: Descriptor, pr
 }
 
 /** @returns undefined when there is none, it is damaged, or it is another artifact's. */
-export async function loadProgress(stateFile: string, descriptor: Descriptor): Promise<Progress | undefined> {
+export async function loadProgress(stateFile: string, torrent: Torrent): Promise<Progress | undefined> {
   const bytes = await readFile(stateFile).catch(() => undefined)
-  const bitfieldBytes = Math.ceil(descriptor.pieceCount / 8)
-  const bodyBytes = MAGIC.length + DIGEST_BYTES + bitfieldBytes + descriptor.files.length * 8
+  const bitfieldBytes = Math.ceil(torrent.pieceCount / 8)
+  const bodyBytes = MAGIC.length + DIGEST_BYTES + bitfieldBytes + torrent.files.length * 8
   if (bytes?.length !== bodyBytes + DIGEST_BYTES) return undefined
   const body = bytes.subarray(0, bodyBytes)
   if (!createHash('sha256').update(body).digest().equals(bytes.subarray(bodyBytes))) return undefined
   const start = MAGIC.length + DIGEST_BYTES
-  if (!body.subarray(0, start).equals(Buffer.concat([MAGIC, digestBytes(descriptor)]))) return undefined
-  const pieces = Bitfield.parse(descriptor.pieceCount, body.subarray(start, start + bitfieldBytes))
+  if (!body.subarray(0, start).equals(Buffer.concat([MAGIC, digestBytes(torrent)]))) return undefined
+  const pieces = Bitfield.parse(torrent.pieceCount, body.subarray(start, start + bitfieldBytes))
   if (!pieces) return undefined
-  const modifiedNs = new BigUint64Array(descriptor.files.length)
+  const modifiedNs = new BigUint64Array(torrent.files.length)
   for (let i = 0; i < modifiedNs.length; i++) modifiedNs[i] = body.readBigUInt64BE(start + bitfieldBytes + i * 8)
   return { pieces, modifiedNs }
 }
 
-function digestBytes(descriptor: Descriptor): Buffer {
-  return Buffer.from(descriptor.digest.slice('sha256:'.length), 'hex')
+function digestBytes(torrent: Torrent): Buffer {
+  return Buffer.from(torrent.digest.slice('sha256:'.length), 'hex')
 }

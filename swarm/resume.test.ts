@@ -111,7 +111,7 @@ test('a process killed at any moment goes on where it was, and ends right', asyn
     import { SwarmNode } from ${JSON.stringify(new URL('./node.ts', import.meta.url).href)}
     const log = { debug() {}, info() {}, error() {} }
     const node = await SwarmNode.listen({ host: '127.0.0.1', port: 0, log })
-    const swarm = await node.open({ descriptor: parseDescriptor(readFileSync(process.argv[1])), key: undefined,
+    const swarm = await node.open({ torrent: parseDescriptor(readFileSync(process.argv[1])), key: undefined,
       dir: process.argv[2] + '/release', stateFile: process.argv[2] + '/state', onHave: () => process.stdout.write('.') })
     process.stdout.write('+'.repeat(swarm.have().pieces))
     swarm.addPeers([{ host: '127.0.0.1', port: Number(process.argv[3]) }])

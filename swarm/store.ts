@@ -1,7 +1,7 @@
-import { type Descriptor, pieceSizeBytes } from '../api/descriptor.ts'
+import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
 import { Bitfield } from './bitfield.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
-import { ReleaseFiles } from './files.ts'
+import { type FilesMode, TorrentFiles } from './files.ts'
 import type { Hasher } from './hasher.ts'
 import { loadProgress, saveProgress } from './progress.ts'
 
@@ -9,13 +9,13 @@ const HASHES_AT_ONCE = 3
 
 /**
  * An artifact's pieces on disk, and how far we trust them. A piece counts once it was verified and written; the state
- * file says so only after a sync. A piece trusted from a former process is verified once more when it is first read,
+ * file, if there is one, says so only after a sync. A piece trusted from a former process is verified once more when it is first read,
  * so that a bit that rotted is fetched again and never sent.
  */
 export class PieceStore implements AsyncDisposable {
-  readonly #descriptor: Descriptor
-  readonly #files: ReleaseFiles
-  readonly #stateFile: string
+  readonly #torrent: Torrent
+  readonly #files: TorrentFiles
+  readonly #stateFile: string | undefined
   readonly #hasher: Hasher
   readonly #buffers: PieceBuffers
   /** Verified and written. */
@@ -26,30 +26,31 @@ export class PieceStore implements AsyncDisposable {
   #unsaved = false
 
   private constructor(o: {
-    descriptor: Descriptor
-    files: ReleaseFiles
-    stateFile: string
+    torrent: Torrent
+    files: TorrentFiles
+    stateFile: string | undefined
     hasher: Hasher
     buffers: PieceBuffers
   }) {
-    this.#descriptor = o.descriptor
+    this.#torrent = o.torrent
     this.#files = o.files
     this.#stateFile = o.stateFile
     this.#hasher = o.hasher
     this.#buffers = o.buffers
-    this.pieces = new Bitfield(o.descriptor.pieceCount)
-    this.#seen = new Bitfield(o.descriptor.pieceCount)
+    this.pieces = new Bitfield(o.torrent.pieceCount)
+    this.#seen = new Bitfield(o.torrent.pieceCount)
   }
 
   static async open(o: {
-    descriptor: Descriptor
+    torrent: Torrent
     dir: string
-    stateFile: string
+    mode: FilesMode
+    stateFile: string | undefined
     hasher: Hasher
     buffers: PieceBuffers
     signal?: AbortSignal | undefined
   }): Promise<PieceStore> {
-    const files = await ReleaseFiles.prepare(o.descriptor, o.dir)
+    const files = await TorrentFiles.prepare(o.torrent, o.dir, o.mode)
     const store = new PieceStore({ ...o, files })
     try {
       await store.#resume(o.signal)
@@ -62,12 +63,12 @@ export class PieceStore implements AsyncDisposable {
 
   /** Takes the state file's word for files nobody touched since, and hashes what is in the others. */
   async #resume(signal: AbortSignal | undefined): Promise<void> {
-    const progress = await loadProgress(this.#stateFile, this.#descriptor)
+    const progress = this.#stateFile === undefined ? undefined : await loadProgress(this.#stateFile, this.#torrent)
     const changed = new Set<number>()
     for (const index of this.#files.existed)
       if (progress?.modifiedNs[index] !== this.#files.modifiedNs[index]) changed.add(index)
     const doubtful: number[] = []
-    for (let index = 0; index < this.#descriptor.pieceCount; index++) {
+    for (let index = 0; index < this.#torrent.pieceCount; index++) {
       const files = this.#files.filesOf(index)
       if (files.some((file) => changed.has(file))) doubtful.push(index)
       else if (progress?.pieces.has(index) && files.every((file) => this.#files.existed.has(file)))
@@ -76,7 +77,7 @@ export class PieceStore implements AsyncDisposable {
     const lanes = Array.from({ length: HASHES_AT_ONCE }, async () => {
       for (let index = doubtful.pop(); index !== undefined; index = doubtful.pop()) {
         signal?.throwIfAborted()
-        const buffer = this.#buffers.acquire(this.#descriptor.pieceLengthBytes)
+        const buffer = this.#buffers.acquire(this.#torrent.pieceLengthBytes)
         try {
           await this.#files.read(index, buffer.bytes)
           if (await this.verify(index, buffer)) this.#mark(index)
@@ -96,19 +97,25 @@ export class PieceStore implements AsyncDisposable {
 
   /** Whether the buffer holds this piece. */
   async verify(index: number, buffer: PieceBuffer): Promise<boolean> {
-    const digest = await this.#hasher.sha256(buffer, pieceSizeBytes(this.#descriptor, index))
-    return Buffer.from(this.#descriptor.pieceSha256.subarray(index * 32, index * 32 + 32)).equals(digest)
+    const { pieceSha256, pieceSha1 } = this.#torrent
+    const digest = await this.#hasher.hash(
+      pieceSha256 ? 'sha256' : 'sha1',
+      buffer,
+      pieceSizeBytes(this.#torrent, index),
+    )
+    const at = index * digest.length
+    return Buffer.from((pieceSha256 ?? pieceSha1).subarray(at, at + digest.length)).equals(digest)
   }
 
   /** Writes a piece that was verified. @throws Transient `DiskFull`. */
   async write(index: number, buffer: PieceBuffer): Promise<void> {
-    await this.#files.write(index, buffer.bytes.subarray(0, pieceSizeBytes(this.#descriptor, index)))
+    await this.#files.write(index, buffer.bytes.subarray(0, pieceSizeBytes(this.#torrent, index)))
     this.#mark(index)
   }
 
   /** Reads a piece we have, held once for the caller; undefined when it is damaged, and no longer counted then. */
   async read(index: number): Promise<PieceBuffer | undefined> {
-    const buffer = this.#buffers.acquire(this.#descriptor.pieceLengthBytes)
+    const buffer = this.#buffers.acquire(this.#torrent.pieceLengthBytes)
     try {
       await this.#files.read(index, buffer.bytes)
       if (this.#seen.has(index) || (await this.verify(index, buffer))) {
@@ -134,13 +141,15 @@ export class PieceStore implements AsyncDisposable {
 
   async #saveOnce(): Promise<void> {
     if (!this.#unsaved) return
+    const stateFile = this.#stateFile
     this.#unsaved = false
     // the bits as they are before the sync: what is written during it is not promised
     const pieces = new Bitfield(this.pieces.size)
     for (let i = 0; i < pieces.size; i++) if (this.pieces.has(i)) pieces.add(i)
     try {
       await this.#files.sync()
-      await saveProgress(this.#stateFile, this.#descriptor, { pieces, modifiedNs: this.#files.modifiedNs })
+      if (stateFile !== undefined)
+        await saveProgress(stateFile, this.#torrent, { pieces, modifiedNs: this.#files.modifiedNs })
     } catch (error) {
       this.#unsaved = true
       throw error

@@ -1,5 +1,6 @@
-import { type Descriptor, pieceSizeBytes } from '../api/descriptor.ts'
 import { ShoalError } from '../api/errors.ts'
+import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
+import type { ActivePiece } from './activePiece.ts'
 import { type Address, AddressBook, addressKey } from './addresses.ts'
 import { Bans } from './bans.ts'
 import { Bitfield } from './bitfield.ts'
@@ -7,27 +8,32 @@ import type { PieceBuffer, PieceBuffers, PieceCache } from './buffers.ts'
 import { chooseUnchoked } from './choker.ts'
 import type { Clock } from './clock.ts'
 import { Downloader, type Sender } from './downloader.ts'
+import type { FilesMode } from './files.ts'
 import { OriginReader, type OriginSource } from './originReader.ts'
 import type { Peer, PeerHost } from './peer.ts'
 import { PiecePicker } from './picker.ts'
 import type { RateLimit } from './rate.ts'
+import { Spread } from './spread.ts'
 import type { PieceStore } from './store.ts'
 import { Uploader } from './uploader.ts'
 import { encodeMessage, encodeNumbers, messageId, WireError } from './wire.ts'
 
-const MAX_DIALLED = 8
-const MAX_ACCEPTED = 32
-const UPLOAD_SLOTS = 8
+/** In a small swarm everyone knows everyone: with 8, machines that came last finished a fifth later. */
+const MAX_DIALLED = 24
+const MAX_ACCEPTED = 40
+const UPLOAD_SLOTS = 24
 const TURN_MS = 10_000
 const TICK_MS = 250
 const SAVE_MS = 5000
 
 export interface SwarmOptions {
-  descriptor: Descriptor
-  /** The release folder; files are created in it and written in their places. */
+  torrent: Torrent
+  /** The folder that the torrent's paths begin in. */
   dir: string
-  /** Beside the release folder, not in it. */
-  stateFile: string
+  /** `release` by default. */
+  mode?: FilesMode
+  /** Outside `dir`; without one, what is there is hashed at every start. */
+  stateFile?: string
   /** The artifact's swarm key, which both ends prove before any piece is spoken of; undefined: open to anyone. */
   key: Uint8Array | undefined
   /** 20 bytes; made up by default. */
@@ -71,17 +77,20 @@ export class Swarm implements AsyncDisposable, PeerHost {
   readonly peerId: Uint8Array
   readonly key: Uint8Array | undefined
   readonly pieceCount: number
+  readonly sizeBytes: number
   readonly listenPort: number
   /** All pieces are verified, synced and protected. Rejects when the disk is full, on abort and on dispose. */
   readonly done: Promise<void>
 
   readonly #p: SwarmParts
-  readonly #descriptor: Descriptor
+  readonly #torrent: Torrent
   readonly #peers = new Set<Peer>()
   readonly #dialling = new Set<Peer>()
   readonly #picker: PiecePicker
   readonly #downloader: Downloader
   readonly #uploader: Uploader
+  /** Of one who had everything from the start, until everything is at others. */
+  readonly #spread: Spread<Peer> | undefined
   readonly #origin: OriginReader
   readonly #addresses: AddressBook
   readonly #bans = new Bans()
@@ -93,11 +102,12 @@ export class Swarm implements AsyncDisposable, PeerHost {
 
   constructor(p: SwarmParts) {
     this.#p = p
-    this.#descriptor = p.options.descriptor
-    this.infoHash = this.#descriptor.infoHash
+    this.#torrent = p.options.torrent
+    this.infoHash = this.#torrent.infoHash
     this.peerId = p.peerId
     this.key = p.options.key
-    this.pieceCount = this.#descriptor.pieceCount
+    this.pieceCount = this.#torrent.pieceCount
+    this.sizeBytes = this.#torrent.sizeBytes
     this.listenPort = p.listenPort
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     this.done = promise
@@ -110,9 +120,9 @@ export class Swarm implements AsyncDisposable, PeerHost {
     const verify = (index: number, buffer: PieceBuffer) => p.store.verify(index, buffer)
     const keep = (index: number, buffer: PieceBuffer) => this.#keep(index, buffer)
     const failed = (error: unknown) => this.#fail(error)
-    const sizeOf = (index: number) => (index < this.pieceCount ? pieceSizeBytes(this.#descriptor, index) : 0)
+    const sizeOf = (index: number) => (index < this.pieceCount ? pieceSizeBytes(this.#torrent, index) : 0)
     this.#downloader = new Downloader({
-      descriptor: this.#descriptor,
+      torrent: this.#torrent,
       picker: this.#picker,
       buffers: p.buffers,
       peers: () => this.#peers,
@@ -120,13 +130,23 @@ export class Swarm implements AsyncDisposable, PeerHost {
       keep,
       failed,
       ban: (sender, pieceIndex) => this.#ban(sender, pieceIndex),
+      passOn: (piece) => this.#passOn(piece),
+      progressed: (piece) => this.#uploader.progressed(piece),
+      dropped: (piece) => this.#uploader.dropped(piece),
       refill: () => this.#fillAll(),
     })
     this.#uploader = new Uploader({
       buffers: p.buffers,
       limit: p.limit,
       pieceSizeBytes: sizeOf,
+      nowMs: p.clock.nowMs(),
       has: (index) => this.#picker.had.has(index),
+      passedOn: (index) => this.#downloader.passedOn(index),
+      sentWhole: (peer, index) => {
+        if (!this.#spread || peer.isAgent) return
+        this.#spread.arrived(peer, index)
+        this.#offer(peer)
+      },
       load: (index) => this.#load(index),
     })
     this.#origin = new OriginReader({
@@ -138,6 +158,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
       verify,
       keep,
       failed,
+      promised: () => [...this.#peers].some((peer) => peer.spreads),
       fault: (pieceIndex, error) =>
         p.log.info({ infoHash: this.infoHash, pieceIndex, err: error }, 'origin read failed'),
     })
@@ -145,6 +166,14 @@ export class Swarm implements AsyncDisposable, PeerHost {
       p.clock.every(TICK_MS, () => this.#tick()),
       p.clock.every(SAVE_MS, () => void p.store.save().catch(failed)),
     ]
+    if (this.#picker.had.full)
+      this.#spread = new Spread<Peer>({
+        pieceCount: this.pieceCount,
+        random: p.random,
+        isWithPeers: (index) => [...this.#peers].some((peer) => peer.has.has(index)),
+        has: (peer, index) => peer.has.has(index),
+        tell: (peer, index) => peer.write(encodeNumbers(messageId.have, index)),
+      })
     this.#origin.set(p.options.origin)
     if (this.#picker.had.full) void this.#finish()
     const { signal } = p.options
@@ -166,11 +195,20 @@ export class Swarm implements AsyncDisposable, PeerHost {
     if (!this.#closing) this.#origin.set(origin)
   }
 
+  /** @internal */
+  get spreads(): boolean {
+    return this.#spread?.over === false
+  }
+
   have(): { pieces: number; total: number; bytes: number } {
     const { had } = this.#picker
     const last = this.pieceCount - 1
-    const short = had.has(last) ? this.#descriptor.pieceLengthBytes - pieceSizeBytes(this.#descriptor, last) : 0
-    return { pieces: had.count, total: had.size, bytes: had.count * this.#descriptor.pieceLengthBytes - short }
+    const short = had.has(last) ? this.#torrent.pieceLengthBytes - pieceSizeBytes(this.#torrent, last) : 0
+    return { pieces: had.count, total: had.size, bytes: had.count * this.#torrent.pieceLengthBytes - short }
+  }
+
+  get missingCount(): number {
+    return this.pieceCount - this.#picker.had.count
   }
 
   /** Indexes of the pieces we lack. */
@@ -208,7 +246,12 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.#peers.add(peer)
     this.#addresses.occupy(peer.address)
     const { had } = this.#picker
-    if (peer.fast && had.full) peer.write(encodeMessage(messageId.haveAll))
+    if (this.#spread && this.spreads) {
+      if (peer.fast) peer.write(encodeMessage(messageId.haveNone))
+      this.#spread.joined(peer)
+      // who has pieces says so first
+      this.#p.clock.after(0, () => this.#offer(peer))
+    } else if (peer.fast && had.full) peer.write(encodeMessage(messageId.haveAll))
     else if (peer.fast && had.count === 0) peer.write(encodeMessage(messageId.haveNone))
     else if (had.count > 0) peer.write(encodeMessage(messageId.bitfield, had.bytes))
     return true
@@ -218,8 +261,10 @@ export class Swarm implements AsyncDisposable, PeerHost {
   left(peer: Peer): void {
     this.#peers.delete(peer)
     this.#picker.peerLeft(peer.has)
+    this.#picker.peerLeft(peer.begun)
     this.#downloader.release(peer)
     this.#uploader.drop(peer)
+    this.#spread?.left(peer)
     if (this.#closing) return
     if (!peer.dialled) this.#free(peer)
     this.#rechoke()
@@ -266,9 +311,8 @@ export class Swarm implements AsyncDisposable, PeerHost {
       case messageId.have: {
         const index = payload.length === 4 ? payload.readUInt32BE(0) : this.pieceCount
         if (index >= this.pieceCount) throw new WireError('has a piece that does not exist')
-        if (!peer.has.add(index)) break
-        this.#picker.peerHas(index)
-        if (!this.#picker.had.has(index)) peer.wanted++
+        this.#peerHas(peer, index)
+        this.#offer(peer)
         this.#peerHasMore(peer)
         break
       }
@@ -286,14 +330,25 @@ export class Swarm implements AsyncDisposable, PeerHost {
         const { pieceIndex, begin } = numbers()
         const ours = this.#downloader.rejected(peer, pieceIndex, begin)
         // it has not got that piece, whatever it said
-        if (ours && !peer.peerChoking && peer.has.remove(pieceIndex)) {
-          this.#picker.peerLacks(pieceIndex)
-          if (!this.#picker.had.has(pieceIndex)) peer.wanted--
-        }
+        const not = ours && !peer.peerChoking && (peer.has.remove(pieceIndex) || peer.begun.remove(pieceIndex))
+        if (not) this.#withdrawn(peer, pieceIndex)
         this.#fillAll()
         break
       }
     }
+  }
+
+  /** @internal */
+  begun(peer: Peer, pieceIndex: number): void {
+    if (pieceIndex >= this.pieceCount) throw new WireError('began a piece that does not exist')
+    if (peer.has.has(pieceIndex) || !peer.begun.add(pieceIndex)) return
+    this.#offered(peer, pieceIndex)
+    this.#peerHasMore(peer)
+  }
+
+  /** @internal */
+  greeted(peer: Peer): void {
+    for (const piece of this.#downloader.allPassedOn()) this.#tellBegun(peer, piece)
   }
 
   /** @internal */
@@ -324,15 +379,43 @@ export class Swarm implements AsyncDisposable, PeerHost {
     await this.#p.store[Symbol.asyncDispose]()
   }
 
+  /** Its bitfield; aria2 sends another one instead of many a `have`. */
   #setPieces(peer: Peer, bits: Buffer | undefined): void {
-    if (peer.has.count > 0) throw new WireError('two bitfields')
     const pieces = bits ? Bitfield.parse(this.pieceCount, bits) : new Bitfield(this.pieceCount)
     if (!pieces) throw new WireError('a malformed bitfield')
     if (!bits) pieces.addAll()
-    peer.has = pieces
-    this.#picker.peerCame(pieces)
-    for (let i = 0; i < this.pieceCount; i++) if (pieces.has(i) && !this.#picker.had.has(i)) peer.wanted++
+    for (let i = 0; i < this.pieceCount; i++) if (pieces.has(i)) this.#peerHas(peer, i)
     this.#peerHasMore(peer)
+  }
+
+  #peerHas(peer: Peer, index: number): void {
+    if (!peer.has.add(index)) return
+    if (!peer.begun.remove(index)) this.#offered(peer, index)
+    this.#spread?.gained(peer, index)
+  }
+
+  /** It offers one piece more. */
+  #offered(peer: Peer, index: number): void {
+    this.#picker.peerHas(index)
+    if (!this.#picker.had.has(index)) peer.wanted++
+  }
+
+  #withdrawn(peer: Peer, index: number): void {
+    this.#picker.peerLacks(index)
+    if (!this.#picker.had.has(index)) peer.wanted--
+  }
+
+  #passOn(piece: ActivePiece): void {
+    for (const peer of this.#peers) this.#tellBegun(peer, piece)
+  }
+
+  #tellBegun(peer: Peer, piece: ActivePiece): void {
+    if (piece.owner !== peer && !peer.offers(piece.index)) peer.tellBegun(piece.index)
+  }
+
+  /** Tells it of pieces that it may have from us. */
+  #offer(peer: Peer): void {
+    if (!this.#closing) this.#spread?.offer(peer, this.#uploader.spare)
   }
 
   #peerHasMore(peer: Peer): void {
@@ -351,10 +434,9 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.#origin.gained()
     const have = encodeNumbers(messageId.have, index)
     for (const peer of [...this.#peers]) {
-      if (!peer.has.has(index)) {
-        peer.write(have)
-        continue
-      }
+      // also who gave it to us: it learns how far its pieces have spread
+      if (!peer.has.full) peer.write(have)
+      if (!peer.offers(index)) continue
       peer.wanted--
       if (this.#picker.had.full && peer.has.full) peer.close('both complete')
       else if (peer.wanted === 0) {
@@ -405,7 +487,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.#picker.lost(index)
     this.#finishing = false
     for (const peer of [...this.#peers]) {
-      if (!peer.has.has(index)) continue
+      if (!peer.offers(index)) continue
       peer.wanted++
       this.#peerHasMore(peer)
     }
@@ -421,6 +503,8 @@ export class Swarm implements AsyncDisposable, PeerHost {
   #tick(): void {
     const nowMs = this.#p.clock.nowMs()
     this.#downloader.tick([...this.#peers], nowMs)
+    this.#uploader.tick(nowMs)
+    for (const peer of this.#peers) this.#offer(peer)
     this.#rechoke()
     this.#dialMore()
     this.#fillAll()

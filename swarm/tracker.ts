@@ -166,6 +166,11 @@ export class Tracker {
     }
   }
 
+  /** How many swarms are known. */
+  get swarms(): number {
+    return this.#tables.size
+  }
+
   counts(infoHash: string): { complete: number; incomplete: number } {
     const table = this.#tables.get(infoHash)
     return { complete: table?.complete.size ?? 0, incomplete: table?.incomplete.size ?? 0 }

@@ -1,0 +1,118 @@
+/**
+ * Which pieces a seed lets its peers know of, so that first copies spread (BEP 16's super-seeding): each piece is told
+ * to one peer, its taker, who is told of another once someone else has it. So first copies all differ, whoever knows
+ * whom, and go to those whose uplinks carry them on. TCP alone shares a seed's link unevenly: one machine of 8 had a
+ * third of the first copies and all waited for its link, 1.36 times the least time; 1.21 when by chance they were even.
+ */
+
+interface Member {
+  told: Set<number>
+  /** Those of them that nobody else has yet; at most `window`. */
+  spreading: Set<number>
+  window: number
+  /** Those of `told` it has not got yet. */
+  coming: Set<number>
+}
+
+interface SpreadOptions<Peer> {
+  pieceCount: number
+  random: () => number
+  /** Whether any of our peers has a piece. */
+  isWithPeers: (index: number) => boolean
+  has: (peer: Peer, index: number) => boolean
+  tell: (peer: Peer, index: number) => void
+}
+
+export class Spread<Peer extends object> {
+  readonly #o: SpreadOptions<Peer>
+  /** Told to nobody, the last one next. */
+  readonly #untold: number[] = []
+  /** They were with peers when their turn came. */
+  #skipped: number[] = []
+  /** Who was told first of a piece that nobody else has yet. */
+  readonly #takers = new Map<number, Peer>()
+  readonly #members = new Map<Peer, Member>()
+
+  constructor(o: SpreadOptions<Peer>) {
+    this.#o = o
+    for (let index = 0; index < o.pieceCount; index++) {
+      const at = Math.floor(o.random() * (index + 1))
+      this.#untold.push(this.#untold[at] ?? index)
+      this.#untold[at] = index
+    }
+  }
+
+  /** Every piece is with some peer: nothing is left to spread, and each may know of all. */
+  get over(): boolean {
+    return this.#untold.length === 0 && this.#takers.size === 0
+  }
+
+  joined(peer: Peer): void {
+    // with more, some wait for first copies that a slow flow brings to someone else
+    this.#members.set(peer, { told: new Set(), spreading: new Set(), window: 1, coming: new Set() })
+  }
+
+  /** What it was told and nobody else has is told to another. */
+  left(peer: Peer): void {
+    for (const index of this.#members.get(peer)?.spreading ?? []) {
+      this.#takers.delete(index)
+      this.#untold.push(index)
+    }
+    this.#members.delete(peer)
+    this.#untold.push(...this.#skipped)
+    this.#skipped = []
+  }
+
+  /** It has a piece now. */
+  gained(peer: Peer, index: number): void {
+    this.arrived(peer, index)
+    const taker = this.#takers.get(index)
+    if (taker === undefined || taker === peer) return
+    this.#takers.delete(index)
+    this.#members.get(taker)?.spreading.delete(index)
+    this.offer(taker, false)
+  }
+
+  /** It was sent all of a piece: some clients don't say that they have what they have from us. */
+  arrived(peer: Peer, index: number): void {
+    this.#members.get(peer)?.coming.delete(index)
+  }
+
+  /**
+   * Tells a peer of what it may have next. `spare`: our link could carry more than is asked of us. Then a peer that
+   * got all it was told of is told of twice as much at once, and in the end of what others are slow to get.
+   */
+  offer(peer: Peer, spare: boolean): void {
+    const member = this.#members.get(peer)
+    if (!member) return
+    if (this.over) {
+      for (let index = 0; index < this.#o.pieceCount; index++) this.#tell(peer, member, index)
+      this.#members.delete(peer)
+      return
+    }
+    const hungry = spare && member.coming.size === 0
+    if (hungry && member.told.size > 0) member.window *= 2
+    while (member.spreading.size < member.window) {
+      const index = this.#untold.pop()
+      if (index === undefined) break
+      if (this.#o.isWithPeers(index)) {
+        this.#skipped.push(index)
+        continue
+      }
+      this.#takers.set(index, peer)
+      member.spreading.add(index)
+      this.#tell(peer, member, index)
+    }
+    if (!hungry || this.#untold.length > 0) return
+    for (const index of this.#takers.keys()) if (this.#tell(peer, member, index)) return
+  }
+
+  /** @returns whether it is news. */
+  #tell(peer: Peer, member: Member, index: number): boolean {
+    if (member.told.has(index) || this.#o.has(peer, index)) return false
+    member.told.add(index)
+    member.coming.add(index)
+    this.#o.tell(peer, index)
+    return true
+  }
+}
