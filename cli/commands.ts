@@ -6,6 +6,7 @@ import { addJobs } from './jobs.ts'
 import { addKeys } from './keys.ts'
 import { addLogs } from './logs.ts'
 import { addRebuild } from './rebuild.ts'
+import { addSwarm } from './swarm/commands.ts'
 import { addWorkers } from './workers.ts'
 
 /** Adds every command to the program. */
@@ -16,5 +17,6 @@ export function addCommands(program: Command): void {
   addKeys(program)
   addLogs(program)
   addRebuild(program)
+  addSwarm(program)
   addWorkers(program)
 }

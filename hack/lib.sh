@@ -27,11 +27,13 @@ need_npm() { command -v npm >/dev/null || die "missing: npm. Install it (Debian:
 
 bring_node() {
   local system arch folder
-  if command -v node >/dev/null && is_node26 node; then return; fi
   system=$(uname -s | tr '[:upper:]' '[:lower:]')
   case $(uname -m) in x86_64) arch=x64 ;; aarch64 | arm64) arch=arm64 ;; *) arch=$(uname -m) ;; esac
   folder=$cache/node-$node_version
   node_package=node-$system-$arch
+  # Ours, from a script that sourced this before: asking it for its version would take as long as starting it.
+  case $PATH in "$folder/node_modules/$node_package/bin:"*) return ;; esac
+  if command -v node >/dev/null && is_node26 node; then return; fi
   [ -x "$folder/node_modules/$node_package/bin/node" ] || locked node install_node "$folder" || exit 1
   PATH=$folder/node_modules/$node_package/bin:$PATH
 }
