@@ -60,6 +60,44 @@ test('the rarest missing piece that is offered is taken, and none twice', () => 
   )
 })
 
+test('what is taken is offered, and no piece that is offered and missing is rarer, whatever happened before', () => {
+  const size = 12
+  const piece = fc.nat(size - 1)
+  const act = fc.oneof(
+    ...(['peerHas', 'peerLacks', 'putBack', 'gained', 'lost'] as const).map((name) =>
+      fc.tuple(fc.constant(name), piece),
+    ),
+    fc.tuple(fc.constant('take' as const), fc.uniqueArray(piece)),
+  )
+  fc.assert(
+    fc.property(fc.array(act, { maxLength: 60 }), fc.double({ min: 0, max: 0.999, noNaN: true }), (acts, chance) => {
+      const picker = new PiecePicker(size, () => chance)
+      const availability = new Array<number>(size).fill(0)
+      const taken = new Set<number>()
+      for (const [name, argument] of acts) {
+        if (name === 'take') {
+          const open = argument.filter((index) => !taken.has(index) && !picker.had.has(index))
+          const index = picker.take((each) => argument.includes(each), 0)
+          const rarest = Math.min(...open.map((each) => availability[each] ?? 0))
+          assert.is(index === undefined ? Number.POSITIVE_INFINITY : availability[index], rarest)
+          if (index !== undefined) taken.add(index)
+          continue
+        }
+        picker[name](argument)
+        const count = availability[argument] ?? 0
+        if (name === 'peerHas') availability[argument] = count + 1
+        if (name === 'peerLacks') availability[argument] = Math.max(0, count - 1)
+        if (name === 'putBack' || name === 'gained') taken.delete(argument)
+        assert.is(picker.availability(argument), availability[argument])
+      }
+      assert.is(
+        picker.exhausted,
+        picker.missing().every((index) => taken.has(index)),
+      )
+    }),
+  )
+})
+
 test('machines that start together begin with different pieces', () => {
   const first = Array.from({ length: 50 }, () => {
     const picker = new PiecePicker(1000, Math.random)

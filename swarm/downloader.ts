@@ -106,7 +106,7 @@ export class Downloader {
       }
     }
     if (this.#full) this.#evictOrphan()
-    const index = this.#full ? undefined : this.#o.picker.take((candidate) => this.#mayOwn(peer, candidate))
+    const index = this.#full ? undefined : this.#take(peer)
     if (index !== undefined) {
       const sizeBytes = pieceSizeBytes(this.#o.torrent, index)
       const piece = new ActivePiece({
@@ -134,6 +134,15 @@ export class Downloader {
       if (run) return { piece, ...run }
     }
     return undefined
+  }
+
+  /** A missing piece that it offers; when there was none, it is asked again once it offers more. */
+  #take(peer: Peer): number | undefined {
+    const { version } = this.#o.picker
+    if (peer.nothingAt === version) return undefined
+    const index = this.#o.picker.take((candidate) => this.#mayOwn(peer, candidate))
+    if (index === undefined) peer.nothingAt = version
+    return index
   }
 
   /** What has to come from one sender comes from one who has it. */

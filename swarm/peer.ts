@@ -91,6 +91,8 @@ export class Peer {
   interested = false
   unchokedSinceMs: number | undefined
   waitingSinceMs = 0
+  /** The picker's version when it offered nothing to begin; undefined: it may. */
+  nothingAt: number | undefined
   /** Pieces it offers and we lack. */
   wanted = 0
   /** By `requestKey`. */

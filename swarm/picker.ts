@@ -1,29 +1,42 @@
 import { Bitfield } from './bitfield.ts'
 
+const NOWHERE = -1
+
 /**
  * Which piece to begin next. Rarest first, ties broken at random; the first few at random outright, so that a new
  * peer soon has something that others want and a crowd that starts together does not ask for the same thing.
  * A piece is missing, taken (someone fetches or checks it) or had.
  *
- * One pick is a scan of all pieces: 2,560 for 10 GiB, once per 4 MiB received.
+ * Missing pieces lie in one array in groups of rising availability, so that a piece changes its group by one swap, and
+ * the rarest is found at its head.
  */
 export class PiecePicker {
   readonly had: Bitfield
   readonly #taken: Bitfield
   /** How many connected peers have each piece. */
   readonly #availability: Uint32Array
+  readonly #order: Uint32Array
+  /** Where each piece is in `#order`, if it is missing. */
+  readonly #at: Int32Array
+  /** Where the group of each availability ends. */
+  readonly #ends: number[]
   readonly #random: () => number
+  /** Grows when a piece is to be had again that was not: who had nothing to offer may have now. */
+  version = 0
 
   constructor(pieceCount: number, random: () => number) {
     this.had = new Bitfield(pieceCount)
     this.#taken = new Bitfield(pieceCount)
     this.#availability = new Uint32Array(pieceCount)
+    this.#order = Uint32Array.from({ length: pieceCount }, (_, index) => index)
+    this.#at = Int32Array.from({ length: pieceCount }, (_, index) => index)
+    this.#ends = [pieceCount]
     this.#random = random
   }
 
   /** No piece is left that nobody fetches yet: the endgame. */
   get exhausted(): boolean {
-    return this.had.count + this.#taken.count === this.had.size
+    return this.#total === 0
   }
 
   availability(index: number): number {
@@ -31,11 +44,24 @@ export class PiecePicker {
   }
 
   peerHas(index: number): void {
-    this.#availability[index] = this.availability(index) + 1
+    const availability = this.availability(index)
+    this.#availability[index] = availability + 1
+    if (this.#isOut(index)) return
+    // to the end of its group, which then ends before it
+    if (availability + 1 === this.#ends.length) this.#ends.push(this.#total)
+    const end = this.#end(availability) - 1
+    this.#swap(this.#position(index), end)
+    this.#ends[availability] = end
   }
 
   peerLacks(index: number): void {
-    this.#availability[index] = Math.max(0, this.availability(index) - 1)
+    const availability = this.availability(index)
+    if (availability === 0) return
+    this.#availability[index] = availability - 1
+    if (this.#isOut(index)) return
+    const begin = this.#end(availability - 1)
+    this.#swap(this.#position(index), begin)
+    this.#ends[availability - 1] = begin + 1
   }
 
   peerLeft(pieces: Bitfield): void {
@@ -44,41 +70,99 @@ export class PiecePicker {
 
   /** Takes a missing piece for which `offered` holds; undefined if there is none. */
   take(offered: (index: number) => boolean, randomFirst = 4): number | undefined {
-    const size = this.had.size
-    const start = Math.floor(this.#random() * size)
     const anyWill = this.had.count + this.#taken.count < randomFirst
-    let best: number | undefined
-    for (let i = 0; i < size; i++) {
-      const index = (start + i) % size
-      if (this.had.has(index) || this.#taken.has(index)) continue
-      if (best !== undefined && this.availability(index) >= this.availability(best)) continue
-      if (!offered(index)) continue
-      best = index
-      if (anyWill || this.availability(index) === 0) break
-    }
-    if (best !== undefined) this.#taken.add(best)
-    return best
+    let index = anyWill ? this.#find(0, this.#total, offered) : undefined
+    for (let availability = 0; index === undefined && availability < this.#ends.length; availability++)
+      index = this.#find(this.#end(availability - 1), this.#end(availability), offered)
+    if (index === undefined) return undefined
+    this.#remove(index)
+    this.#taken.add(index)
+    return index
   }
 
   /** The fetch of a taken piece came to nothing. */
   putBack(index: number): void {
-    this.#taken.remove(index)
+    if (this.#taken.remove(index)) this.#insert(index)
   }
 
   /** A piece is on disk and right. */
   gained(index: number): void {
+    if (!this.#isOut(index)) this.#remove(index)
     this.#taken.remove(index)
     this.had.add(index)
   }
 
   /** A piece turned out to be damaged on disk. */
   lost(index: number): void {
-    this.had.remove(index)
+    if (this.had.remove(index)) this.#insert(index)
   }
 
   missing(): number[] {
     const indexes: number[] = []
     for (let i = 0; i < this.had.size; i++) if (!this.had.has(i)) indexes.push(i)
     return indexes
+  }
+
+  get #total(): number {
+    return this.#ends.at(-1) ?? 0
+  }
+
+  #end(availability: number): number {
+    return availability < 0 ? 0 : (this.#ends[availability] ?? this.#total)
+  }
+
+  #position(index: number): number {
+    return this.#at[index] ?? NOWHERE
+  }
+
+  #isOut(index: number): boolean {
+    return this.#position(index) === NOWHERE
+  }
+
+  /** The first that is offered, from somewhere in the range on. */
+  #find(begin: number, end: number, offered: (index: number) => boolean): number | undefined {
+    const size = end - begin
+    const start = Math.floor(this.#random() * size)
+    for (let i = 0; i < size; i++) {
+      const index = this.#order[begin + ((start + i) % size)] ?? 0
+      if (offered(index)) return index
+    }
+    return undefined
+  }
+
+  #swap(a: number, b: number): void {
+    const [atA = 0, atB = 0] = [this.#order[a], this.#order[b]]
+    this.#order[a] = atB
+    this.#order[b] = atA
+    this.#at[atB] = a
+    this.#at[atA] = b
+  }
+
+  /** Takes it from its group; each group above moves down by one. */
+  #remove(index: number): void {
+    let hole = this.#position(index)
+    for (let availability = this.availability(index); availability < this.#ends.length; availability++) {
+      const last = this.#end(availability) - 1
+      this.#swap(hole, last)
+      this.#ends[availability] = last
+      hole = last
+    }
+    this.#at[index] = NOWHERE
+  }
+
+  #insert(index: number): void {
+    const availability = this.availability(index)
+    while (this.#ends.length <= availability) this.#ends.push(this.#total)
+    let hole = this.#total
+    this.#order[hole] = index
+    this.#at[index] = hole
+    for (let above = this.#ends.length - 1; above > availability; above--) {
+      const begin = this.#end(above - 1)
+      this.#swap(hole, begin)
+      this.#ends[above] = this.#end(above) + 1
+      hole = begin
+    }
+    this.#ends[availability] = this.#end(availability) + 1
+    this.version++
   }
 }

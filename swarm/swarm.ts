@@ -390,6 +390,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
 
   #peerHas(peer: Peer, index: number): void {
     if (!peer.has.add(index)) return
+    peer.nothingAt = undefined
     if (!peer.begun.remove(index)) this.#offered(peer, index)
     this.#spread?.gained(peer, index)
   }
@@ -397,6 +398,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
   /** It offers one piece more. */
   #offered(peer: Peer, index: number): void {
     this.#picker.peerHas(index)
+    peer.nothingAt = undefined
     if (!this.#picker.had.has(index)) peer.wanted++
   }
 
