@@ -1,8 +1,9 @@
 /**
  * Pieces between peers. A process has one `SwarmNode`: one listening port, one hash thread, one upload limit; each
- * artifact is a `Swarm` on it. What is on disk was verified by the SHA-256 that the torrent gives; who sends wrong
- * bytes is found and banned. The wire is BitTorrent v1, with larger blocks and a proof of the swarm's key between
- * agents. The tracker's table is in `tracker.ts`. Used by the agent and, for the tracker, the fleet server.
+ * artifact is a `Swarm` on it. What is on disk was verified by the SHA-256 that the descriptor gives; who sends wrong
+ * bytes is found and banned. The wire is BitTorrent v1; between agents with larger blocks, a proof of the swarm's key,
+ * and pieces that are passed on as they come. The tracker's table is in `tracker.ts`; `announcer.ts` and
+ * `trackerServer.ts` are for swarms in the open. Used by the agent, `shoal swarm` and, for the tracker, the fleet server.
  */
 import { randomBytes } from 'node:crypto'
 import { connect, createServer, type Server, Socket, type SocketConstructorOpts } from 'node:net'
