@@ -111,6 +111,14 @@ test('a slow taker holds nobody up for ever: when all is told and our link has r
   assert.ok(spread.over)
 })
 
+test('when a piece is lost to us nobody waits for it: all are told of all', () => {
+  const { spread, join } = seed(10)
+  const peers = ['a', 'b'].map(join)
+  spread.abandon()
+  for (const peer of [...peers, join('late')]) assert.is(peer.told.length, 10)
+  assert.ok(spread.over)
+})
+
 test('once all pieces are with others each peer is told of all, once', () => {
   const { spread, join, gain } = seed(3)
   const [a, b] = ['a', 'b'].map(join) as [Fake, Fake]

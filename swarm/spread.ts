@@ -63,6 +63,14 @@ export class Spread<Peer extends object> {
     this.#skipped = []
   }
 
+  /** A piece is lost to us, so whoever was told of it waits for nothing: each peer is told of all. */
+  abandon(): void {
+    this.#untold.length = 0
+    this.#skipped = []
+    this.#takers.clear()
+    for (const peer of [...this.#members.keys()]) this.offer(peer, false)
+  }
+
   /** It has a piece now. */
   gained(peer: Peer, index: number): void {
     this.arrived(peer, index)

@@ -487,6 +487,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
     if (!this.#picker.had.has(index)) return
     this.#p.log.info({ infoHash: this.infoHash, pieceIndex: index }, 'piece changed on disk')
     this.#picker.lost(index)
+    this.#spread?.abandon()
     this.#finishing = false
     for (const peer of [...this.#peers]) {
       if (!peer.offers(index)) continue
