@@ -12,6 +12,7 @@ import type { Logger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
 import { createServer, listen } from '../runtime/server.ts'
 import { SwarmNode } from '../swarm/node.ts'
+import type { RateSchedule } from '../swarm/rateSchedule.ts'
 import { readEnrolment } from './enrolment.ts'
 import { FleetClient } from './fleet.ts'
 import { GoalBook } from './goals.ts'
@@ -30,7 +31,7 @@ export interface AgentOptions {
   /** /healthz, /readyz and /metrics. */
   listen?: { host: string; port: number }
   /** `address` is the host that peers dial. */
-  swarm: { host: string; port: number; address: string; uploadBytesPerSecond?: number }
+  swarm: { host: string; port: number; address: string; uploadLimit?: RateSchedule; downloadLimit?: RateSchedule }
   /** In a DaemonSet's pod: applications run on the host all the same. */
   host?: { nsenter: boolean }
   log: Logger
@@ -66,7 +67,8 @@ export class Agent {
       host: swarm.host,
       port: swarm.port,
       log,
-      ...(swarm.uploadBytesPerSecond !== undefined && { uploadBytesPerSecond: swarm.uploadBytesPerSecond }),
+      ...(swarm.uploadLimit && { uploadLimit: swarm.uploadLimit }),
+      ...(swarm.downloadLimit && { downloadLimit: swarm.downloadLimit }),
     })
     const startSupervisor = this.#options.host?.nsenter ? startOnHost(dataDir) : startBeside
     await using machine = new Machine({

@@ -70,7 +70,7 @@ export class TestRegion implements AsyncDisposable {
     const test = new TestRegion(dir.path)
     test.#parts.use(dir)
     await test.#serve()
-    const limit = uploadBytesPerSecond === undefined ? {} : { uploadBytesPerSecond }
+    const limit = uploadBytesPerSecond === undefined ? {} : { uploadLimit: () => uploadBytesPerSecond }
     test.seed = test.#parts.use(await SwarmNode.listen({ host: '127.0.0.1', port: 0, log: quiet, ...limit }))
     test.sign([])
     return test

@@ -1,7 +1,18 @@
 import { z } from 'zod'
 import { Agent } from '../agent/agent.ts'
 import type { Logger } from '../runtime/log.ts'
+import { parseRateSchedule } from '../swarm/rateSchedule.ts'
 import { address, file, readSettings } from './settings.ts'
+
+/** Bytes a second, or by hours. */
+const rate = z.string().transform((text, context) => {
+  try {
+    return parseRateSchedule(text)
+  } catch (error) {
+    context.addIssue({ code: 'custom', message: (error as Error).message })
+    return z.NEVER
+  }
+})
 
 const settings = {
   enrolment: file,
@@ -15,13 +26,13 @@ const settings = {
   address: z.string(),
   /** `nsenter`: applications run on the host, outside the container this agent is in. */
   host: z.enum(['nsenter']).optional(),
-  uploadBytesPerSecond: z.coerce.number().int().positive().optional(),
+  uploadBytesPerSecond: rate.optional(),
+  downloadBytesPerSecond: rate.optional(),
 }
 
 /** `shoal agent`. */
 export async function agentRole(log: Logger, signal: AbortSignal): Promise<void> {
-  const { enrolment, tokenFile, dataDir, listen, swarmListen, host, uploadBytesPerSecond, ...rest } =
-    readSettings(settings)
+  const { enrolment, tokenFile, dataDir, listen, swarmListen, host, ...rest } = readSettings(settings)
   const agent = new Agent({
     enrolmentFile: enrolment,
     ...(tokenFile !== undefined && { tokenFile }),
@@ -30,7 +41,8 @@ export async function agentRole(log: Logger, signal: AbortSignal): Promise<void>
     swarm: {
       ...swarmListen,
       address: rest.address,
-      ...(uploadBytesPerSecond !== undefined && { uploadBytesPerSecond }),
+      ...(rest.uploadBytesPerSecond && { uploadLimit: rest.uploadBytesPerSecond }),
+      ...(rest.downloadBytesPerSecond && { downloadLimit: rest.downloadBytesPerSecond }),
     },
     ...(host === 'nsenter' && { host: { nsenter: true } }),
     log,

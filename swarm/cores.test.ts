@@ -8,6 +8,7 @@ import { Bitfield } from './bitfield.ts'
 import { Blame } from './blame.ts'
 import { chooseUnchoked } from './choker.ts'
 import { PiecePicker } from './picker.ts'
+import { parseRateSchedule } from './rateSchedule.ts'
 import { encodeBlockHeader, encodeHandshake, encodeMessage, encodeNumbers, messageId, WireDecoder } from './wire.ts'
 
 const test = suite('cores')
@@ -96,6 +97,15 @@ test('what is taken is offered, and no piece that is offered and missing is rare
       )
     }),
   )
+})
+
+test('a limit may differ by hours, which may pass midnight; nonsense is refused', () => {
+  assert.is(parseRateSchedule('1000')(5), 1000)
+  const byHours = parseRateSchedule('8-20:100, 22-6:200,300')
+  assert.equal([7, 8, 19, 20, 21, 22, 0, 5, 6].map(byHours), [300, 100, 100, 300, 300, 200, 200, 200, 300])
+  assert.is(parseRateSchedule('8-20:100')(21), Number.POSITIVE_INFINITY)
+  for (const text of ['', '0', '-5', '8-20', '8-8:5', '24-3:5', '8-25:5', '5,', '1.5', '5M'])
+    assert.throws(() => parseRateSchedule(text), /is not a limit/, text)
 })
 
 test('machines that start together begin with different pieces', () => {

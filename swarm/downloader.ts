@@ -5,6 +5,7 @@ import { Blame } from './blame.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import { type Peer, type Request, requestKey, STANDARD_BLOCK_BYTES, unitsOf } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
+import type { RateLimit } from './rate.ts'
 import { encodeNumbers, messageId, WireError } from './wire.ts'
 
 /** Memory for pieces on their way in, hashing and writing included. */
@@ -17,6 +18,8 @@ const MAX_ACTIVE = 512
 const PIPELINE_SECONDS = 0.3
 const MIN_PIPELINE_BYTES = 64 << 10
 const MAX_PIPELINE_BYTES = 8 << 20
+/** What a download limit lets us ask for ahead: more than a tick. */
+export const LIMIT_AHEAD_MS = 300
 const BLOCK_TIMEOUT_MS = 15_000
 const SNUBBED_TIMEOUT_MS = 60_000
 /**
@@ -37,6 +40,7 @@ interface DownloaderOptions {
   torrent: Torrent
   picker: PiecePicker
   buffers: PieceBuffers
+  limit: RateLimit
   peers(): Iterable<Peer>
   verify(index: number, buffer: PieceBuffer): Promise<boolean>
   /** A verified piece: store it and tell everyone. */
@@ -86,6 +90,7 @@ export class Downloader {
       const { piece, unit, units } = next
       const begin = unit * STANDARD_BLOCK_BYTES
       const sizeBytes = Math.min(units * STANDARD_BLOCK_BYTES, piece.sizeBytes - begin)
+      if (!this.#o.limit.takeWithin(LIMIT_AHEAD_MS, sizeBytes)) break
       for (let i = unit; i < unit + units; i++) piece.ask(i)
       peer.requests.set(requestKey(piece.index, begin), { pieceIndex: piece.index, begin, sizeBytes, sentMs: nowMs })
       peer.requestedBytes += sizeBytes

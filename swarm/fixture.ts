@@ -51,10 +51,13 @@ export class Playground implements AsyncDisposable {
     return new Playground(await mkdtemp(join(tmpdir(), 'shoal-swarm-')))
   }
 
-  async node(uploadBytesPerSecond?: number): Promise<SwarmNode> {
+  async node(uploadBytesPerSecond?: number, downloadBytesPerSecond?: number): Promise<SwarmNode> {
     const log = { debug() {}, info() {}, error() {} }
-    const limit = uploadBytesPerSecond === undefined ? {} : { uploadBytesPerSecond }
-    const node = await SwarmNode.listen({ host: '127.0.0.1', port: 0, log, ...limit })
+    const node = await SwarmNode.listen({
+      ...{ host: '127.0.0.1', port: 0, log },
+      ...(uploadBytesPerSecond === undefined ? {} : { uploadLimit: () => uploadBytesPerSecond }),
+      ...(downloadBytesPerSecond === undefined ? {} : { downloadLimit: () => downloadBytesPerSecond }),
+    })
     this.#nodes.push(node)
     return node
   }

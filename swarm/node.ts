@@ -14,6 +14,7 @@ import { type Clock, systemClock } from './clock.ts'
 import { Hasher } from './hasher.ts'
 import { Peer } from './peer.ts'
 import { RateLimit } from './rate.ts'
+import type { RateSchedule } from './rateSchedule.ts'
 import { PieceStore } from './store.ts'
 import { Swarm, type SwarmOptions } from './swarm.ts'
 
@@ -39,8 +40,9 @@ interface NodeOptions {
   log: SwarmLog
   clock?: Clock
   random?: () => number
-  /** For all swarms together; no limit by default. */
-  uploadBytesPerSecond?: number
+  /** For all swarms together, by the hours of this machine's clock; no limit by default. */
+  uploadLimit?: RateSchedule
+  downloadLimit?: RateSchedule
 }
 
 export class SwarmNode implements AsyncDisposable {
@@ -49,7 +51,8 @@ export class SwarmNode implements AsyncDisposable {
   readonly #log: SwarmLog
   readonly #clock: Clock
   readonly #random: () => number
-  readonly #limit: RateLimit
+  readonly #uploadLimit: RateLimit
+  readonly #downloadLimit: RateLimit
   readonly #hasher = new Hasher(HASH_THREADS)
   readonly #buffers = new PieceBuffers(SPARE_BYTES)
   readonly #cache = new PieceCache(this.#buffers, CACHE_BYTES)
@@ -65,7 +68,10 @@ export class SwarmNode implements AsyncDisposable {
     this.#log = o.log
     this.#clock = o.clock ?? systemClock
     this.#random = o.random ?? Math.random
-    this.#limit = new RateLimit(o.uploadBytesPerSecond ?? Number.POSITIVE_INFINITY, this.#clock)
+    const limit = (schedule: RateSchedule | undefined) =>
+      new RateLimit(() => schedule?.(new Date().getHours()) ?? Number.POSITIVE_INFINITY, this.#clock)
+    this.#uploadLimit = limit(o.uploadLimit)
+    this.#downloadLimit = limit(o.downloadLimit)
     server.on('connection', (socket) => this.#accept(socket))
     server.on('error', (error) => this.#log.error({ err: error }, 'swarm port failed'))
     this.#stopTimer = this.#clock.every(TICK_MS, () => {
@@ -113,7 +119,8 @@ export class SwarmNode implements AsyncDisposable {
       store,
       buffers: this.#buffers,
       cache: this.#cache,
-      limit: this.#limit,
+      uploadLimit: this.#uploadLimit,
+      downloadLimit: this.#downloadLimit,
       clock: this.#clock,
       random: this.#random,
       log: this.#log,

@@ -1,7 +1,8 @@
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import type { Clock } from './clock.ts'
-import type { Downloader } from './downloader.ts'
+import { type Downloader, LIMIT_AHEAD_MS } from './downloader.ts'
 import type { PiecePicker } from './picker.ts'
+import type { RateLimit } from './rate.ts'
 
 const READS_AT_ONCE = 4
 const FIRST_RETRY_MS = 1000
@@ -21,6 +22,7 @@ interface OriginReaderOptions {
   picker: PiecePicker
   buffers: PieceBuffers
   downloader: Downloader
+  limit: RateLimit
   clock: Clock
   pieceSizeBytes(index: number): number
   verify(index: number, buffer: PieceBuffer): Promise<boolean>
@@ -75,7 +77,8 @@ export class OriginReader {
       const index = this.#o.picker.take(
         (i) => (!patient || this.#o.picker.availability(i) === 0) && (lease.source.allows?.(i) ?? true),
       )
-      if (index === undefined) {
+      if (index === undefined || !this.#o.limit.takeWithin(LIMIT_AHEAD_MS, this.#o.pieceSizeBytes(index))) {
+        if (index !== undefined) this.#o.picker.putBack(index)
         this.#o.downloader.unreserve()
         return
       }

@@ -27,22 +27,34 @@ export class Speed {
 
 /** A token bucket for a whole process, first come, first served. */
 export class RateLimit {
-  readonly #bytesPerSecond: number
+  readonly #bytesPerSecond: () => number
   readonly #clock: Clock
   #freeAtMs = 0
 
-  /** `Infinity` for none. */
-  constructor(bytesPerSecond: number, clock: Clock) {
+  /** Asked for its rate each time, which may be `Infinity` for none. */
+  constructor(bytesPerSecond: () => number, clock: Clock) {
     this.#bytesPerSecond = bytesPerSecond
     this.#clock = clock
   }
 
   /** Resolves when these bytes may go: at once while within 100 ms of the rate. */
   async take(bytes: number): Promise<void> {
-    if (this.#bytesPerSecond === Number.POSITIVE_INFINITY) return
-    const nowMs = this.#clock.nowMs()
-    this.#freeAtMs = Math.max(this.#freeAtMs, nowMs - 100) + (bytes / this.#bytesPerSecond) * 1000
-    const waitMs = this.#freeAtMs - nowMs
+    const waitMs = this.#spend(bytes)
     if (waitMs > 0) await new Promise<void>((resolve) => this.#clock.after(waitMs, resolve))
+  }
+
+  /** Takes them unless they would have to wait for longer than said. */
+  takeWithin(maxWaitMs: number, bytes: number): boolean {
+    if (this.#freeAtMs - this.#clock.nowMs() > maxWaitMs) return false
+    this.#spend(bytes)
+    return true
+  }
+
+  #spend(bytes: number): number {
+    const bytesPerSecond = this.#bytesPerSecond()
+    if (bytesPerSecond === Number.POSITIVE_INFINITY) return 0
+    const nowMs = this.#clock.nowMs()
+    this.#freeAtMs = Math.max(this.#freeAtMs, nowMs - 100) + (bytes / bytesPerSecond) * 1000
+    return this.#freeAtMs - nowMs
   }
 }

@@ -54,6 +54,23 @@ test('those who have all part: complete machines hold no connection to each othe
   await until(() => seed.swarm.stats().peers === 0 && leech.stats().peers === 0, 'they part')
 })
 
+test('a download limit holds, for all artifacts of a machine together', async () => {
+  await using playground = await Playground.create()
+  const samples = [1, 2].map(() => sampleArtifact({ f: 2_000_000 }, 64 << 10))
+  const node = await playground.node(undefined, 2e6)
+  const beganMs = performance.now()
+  await Promise.all(
+    samples.map(async (sample) => {
+      const seed = await playground.seed(sample)
+      const leech = await playground.open(node, sample)
+      leech.addPeers([seed.address])
+      await within(leech.done, 'done')
+    }),
+  )
+  const bytesPerSecond = 4_000_000 / ((performance.now() - beganMs) / 1000)
+  assert.ok(bytesPerSecond < 2.7e6, `${bytesPerSecond} bytes a second`)
+})
+
 test('a program that is being seeded can be started: nobody has it open for writing', async () => {
   await using playground = await Playground.create()
   const sample = sampleArtifact({ 'bin/server': 3_000_000 }, 64 << 10)

@@ -62,7 +62,8 @@ interface SwarmParts {
   store: PieceStore
   buffers: PieceBuffers
   cache: PieceCache
-  limit: RateLimit
+  uploadLimit: RateLimit
+  downloadLimit: RateLimit
   clock: Clock
   random: () => number
   log: { debug(fields: object, message: string): void; info(fields: object, message: string): void }
@@ -125,6 +126,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
       torrent: this.#torrent,
       picker: this.#picker,
       buffers: p.buffers,
+      limit: p.downloadLimit,
       peers: () => this.#peers,
       verify,
       keep,
@@ -137,7 +139,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
     })
     this.#uploader = new Uploader({
       buffers: p.buffers,
-      limit: p.limit,
+      limit: p.uploadLimit,
       pieceSizeBytes: sizeOf,
       nowMs: p.clock.nowMs(),
       has: (index) => this.#picker.had.has(index),
@@ -153,6 +155,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
       picker: this.#picker,
       buffers: p.buffers,
       downloader: this.#downloader,
+      limit: p.downloadLimit,
       clock: p.clock,
       pieceSizeBytes: sizeOf,
       verify,

@@ -1,5 +1,6 @@
 /** `shoal swarm`: BitTorrent in the open, without a fleet. Each command's code is loaded when it runs. */
 import { type Command, InvalidArgumentError } from 'commander'
+import { parseRateSchedule, type RateSchedule } from '../../swarm/rateSchedule.ts'
 
 export interface Listen {
   host: string
@@ -18,6 +19,14 @@ function bytes(text: string): number {
   const [, number, unit] = /^(\d+)([KM]?)$/i.exec(text) ?? []
   if (!number) throw new InvalidArgumentError('It has to be a number of bytes, as 1048576, 1024K or 1M.')
   return Number(number) * { '': 1, K: 1024, M: 1 << 20 }[(unit ?? '').toUpperCase() as '' | 'K' | 'M']
+}
+
+function limit(text: string): RateSchedule {
+  try {
+    return parseRateSchedule(text)
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message)
+  }
 }
 
 /** Adds `swarm` and its commands to the program. */
@@ -40,6 +49,7 @@ export function addSwarm(program: Command): void {
     .requiredOption('--dir <folder>', 'the folder that holds the torrent’s file or folder')
     .requiredOption('--listen <ip:port>', 'where peers come in; port 0: any', listen)
     .option('--tracker <url>', 'instead of the torrent’s own')
+    .option('--upload-limit <bytes>', 'a second; by hours of the clock: 8-20:1000000,5000000', limit)
     .action(async (torrent: string, options) => (await import('./seed.ts')).seed(torrent, options))
 
   swarm
@@ -52,6 +62,8 @@ export function addSwarm(program: Command): void {
     .option('--done <file>', 'made once everything is there and verified')
     .option('--keep-seeding', 'go on offering it, until stopped')
     .option('--json', 'progress every second and the end as JSON lines on standard output')
+    .option('--upload-limit <bytes>', 'a second; by hours of the clock: 8-20:1000000,5000000', limit)
+    .option('--download-limit <bytes>', 'in the same form', limit)
     .action(async (torrent: string, options) => (await import('./get.ts')).get(torrent, options))
 
   swarm

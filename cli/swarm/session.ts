@@ -4,6 +4,7 @@ import { ShoalError } from '../../api/errors.ts'
 import { parseTorrent, type Torrent } from '../../api/torrent.ts'
 import { Announcer } from '../../swarm/announcer.ts'
 import { SwarmNode } from '../../swarm/node.ts'
+import type { RateSchedule } from '../../swarm/rateSchedule.ts'
 import type { Swarm } from '../../swarm/swarm.ts'
 import type { Listen } from './commands.ts'
 
@@ -11,6 +12,8 @@ export interface SessionOptions {
   dir: string
   listen: Listen
   tracker?: string
+  uploadLimit?: RateSchedule
+  downloadLimit?: RateSchedule
 }
 
 export interface Session extends AsyncDisposable {
@@ -36,12 +39,12 @@ const log = {
  */
 export async function openSession(
   torrentPath: string,
-  { dir, listen, tracker }: SessionOptions,
+  { dir, listen, tracker, ...limits }: SessionOptions,
   { seed, signal }: { seed: boolean; signal: AbortSignal },
 ): Promise<Session> {
   const torrent = parseTorrent(await readTorrent(torrentPath))
   await using opened = new AsyncDisposableStack()
-  const node = opened.use(await SwarmNode.listen({ ...listen, log }))
+  const node = opened.use(await SwarmNode.listen({ ...listen, log, ...limitsOf(limits) }))
   if (!seed) await mkdir(dir, { recursive: true })
   const swarm = opened.use(
     await node.open({
@@ -57,6 +60,10 @@ export async function openSession(
   if (url !== undefined) opened.use(new Announcer({ url, swarm, log }))
   const all = opened.move()
   return { torrent, swarm, port: node.port, [Symbol.asyncDispose]: () => all.disposeAsync() }
+}
+
+function limitsOf({ uploadLimit, downloadLimit }: Pick<SessionOptions, 'uploadLimit' | 'downloadLimit'>) {
+  return { ...(uploadLimit && { uploadLimit }), ...(downloadLimit && { downloadLimit }) }
 }
 
 /** What is verified already, beside the files while they are fetched. */
