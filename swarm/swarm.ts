@@ -1,14 +1,14 @@
 import { ShoalError } from '../api/errors.ts'
 import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
 import type { ActivePiece } from './activePiece.ts'
-import { type Address, AddressBook, addressKey } from './addresses.ts'
-import { Bans } from './bans.ts'
+import type { Address } from './addresses.ts'
 import { Bitfield } from './bitfield.ts'
 import type { PieceBuffer, PieceBuffers, PieceCache } from './buffers.ts'
 import { chooseUnchoked } from './choker.ts'
 import type { Clock } from './clock.ts'
 import { Downloader, type Sender } from './downloader.ts'
 import type { FilesMode } from './files.ts'
+import { Neighbours } from './neighbours.ts'
 import { OriginReader, type OriginSource } from './originReader.ts'
 import type { Peer, PeerHost } from './peer.ts'
 import { PiecePicker } from './picker.ts'
@@ -18,9 +18,6 @@ import type { PieceStore } from './store.ts'
 import { Uploader } from './uploader.ts'
 import { encodeMessage, encodeNumbers, messageId, WireError } from './wire.ts'
 
-/** In a small swarm everyone knows everyone: with 8, machines that came last finished a fifth later. */
-const MAX_DIALLED = 24
-const MAX_ACCEPTED = 40
 const UPLOAD_SLOTS = 24
 const TURN_MS = 10_000
 const TICK_MS = 250
@@ -85,16 +82,13 @@ export class Swarm implements AsyncDisposable, PeerHost {
 
   readonly #p: SwarmParts
   readonly #torrent: Torrent
-  readonly #peers = new Set<Peer>()
-  readonly #dialling = new Set<Peer>()
+  readonly #neighbours: Neighbours
   readonly #picker: PiecePicker
   readonly #downloader: Downloader
   readonly #uploader: Uploader
   /** Of one who had everything from the start, until everything is at others. */
   readonly #spread: Spread<Peer> | undefined
   readonly #origin: OriginReader
-  readonly #addresses: AddressBook
-  readonly #bans = new Bans()
   readonly #settle: { resolve(): void; reject(error: unknown): void }
   readonly #stopTimers: (() => void)[]
   #finishing = false
@@ -115,7 +109,12 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.done.catch(() => {})
     this.#settle = { resolve, reject }
 
-    this.#addresses = new AddressBook(p.random)
+    this.#neighbours = new Neighbours({
+      ownId: p.peerId,
+      random: p.random,
+      clock: p.clock,
+      dial: (address) => p.dial(this, address),
+    })
     this.#picker = new PiecePicker(this.pieceCount, p.random)
     for (let i = 0; i < this.pieceCount; i++) if (p.store.pieces.has(i)) this.#picker.gained(i)
     const verify = (index: number, buffer: PieceBuffer) => p.store.verify(index, buffer)
@@ -127,7 +126,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
       picker: this.#picker,
       buffers: p.buffers,
       limit: p.downloadLimit,
-      peers: () => this.#peers,
+      peers: () => this.#neighbours.joined,
       verify,
       keep,
       failed,
@@ -161,7 +160,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
       verify,
       keep,
       failed,
-      promised: () => [...this.#peers].some((peer) => peer.spreads),
+      promised: () => [...this.#neighbours.joined].some((peer) => peer.spreads),
       fault: (pieceIndex, error) =>
         p.log.info({ infoHash: this.infoHash, pieceIndex, err: error }, 'origin read failed'),
     })
@@ -173,7 +172,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
       this.#spread = new Spread<Peer>({
         pieceCount: this.pieceCount,
         random: p.random,
-        isWithPeers: (index) => [...this.#peers].some((peer) => peer.has.has(index)),
+        isWithPeers: (index) => [...this.#neighbours.joined].some((peer) => peer.has.has(index)),
         has: (peer, index) => peer.has.has(index),
         tell: (peer, index) => peer.write(encodeNumbers(messageId.have, index)),
       })
@@ -188,8 +187,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
 
   /** Peers to try; those known already are not added again. Call it with every announce. */
   addPeers(addresses: Address[]): void {
-    const nowMs = this.#p.clock.nowMs()
-    for (const address of addresses) if (!this.#bans.bansAddress(address)) this.#addresses.add(address, nowMs)
+    this.#neighbours.add(addresses)
     this.#dialMore()
   }
 
@@ -225,29 +223,14 @@ export class Swarm implements AsyncDisposable, PeerHost {
       downloadedFromOriginBytes: this.#origin.downloadedBytes,
       uploadedBytes: this.#uploader.uploadedBytes,
       wastedBytes: this.#downloader.wastedBytes + this.#origin.wastedBytes,
-      peers: this.#peers.size,
-      banned: this.#bans.list(),
+      peers: this.#neighbours.joined.size,
+      banned: this.#neighbours.banned,
     }
   }
 
   /** @internal */
   joined(peer: Peer): boolean {
-    if (this.#closing || this.#bans.bansPeer(peer.id) || this.#bans.bansAddress(peer.address)) return false
-    if (peer.id === Buffer.from(this.peerId).toString('hex')) {
-      this.#addresses.forget(peer.address)
-      return false
-    }
-    for (const other of this.#peers) {
-      if (other.id !== peer.id) continue
-      // both dialled: both ends keep the one that the lower id dialled
-      const dialledByUs = Buffer.from(this.peerId).toString('hex') < peer.id
-      if (other.dialled === peer.dialled || other.dialled === dialledByUs) return false
-      other.close('connected twice')
-    }
-    if (!peer.dialled && [...this.#peers].filter((other) => !other.dialled).length >= MAX_ACCEPTED) return false
-    this.#dialling.delete(peer)
-    this.#peers.add(peer)
-    this.#addresses.occupy(peer.address)
+    if (this.#closing || !this.#neighbours.admit(peer)) return false
     const { had } = this.#picker
     if (this.#spread && this.spreads) {
       if (peer.fast) peer.write(encodeMessage(messageId.haveNone))
@@ -262,30 +245,21 @@ export class Swarm implements AsyncDisposable, PeerHost {
 
   /** @internal */
   left(peer: Peer): void {
-    this.#peers.delete(peer)
+    this.#neighbours.left(peer)
     this.#picker.peerLeft(peer.has)
     this.#picker.peerLeft(peer.begun)
     this.#downloader.release(peer)
     this.#uploader.drop(peer)
     this.#spread?.left(peer)
     if (this.#closing) return
-    if (!peer.dialled) this.#free(peer)
     this.#rechoke()
     this.#fillAll()
   }
 
   /** @internal A connection we dialled is over, joined or not. */
   hungUp(peer: Peer, reason: string): void {
-    this.#dialling.delete(peer)
-    this.#free(peer)
+    this.#neighbours.hungUp(peer)
     this.#p.log.debug({ infoHash: this.infoHash, peer: peer.address, reason }, 'peer left')
-  }
-
-  /** It may be dialled again, in a while, unless another connection to it is there. */
-  #free(peer: Peer): void {
-    this.#addresses.freed(peer.address, peer.receivedBytes > 0, this.#p.clock.nowMs())
-    for (const other of this.#peers)
-      if (addressKey(other.address) === addressKey(peer.address)) this.#addresses.occupy(peer.address)
   }
 
   /** @internal */
@@ -374,7 +348,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
     for (const stop of this.#stopTimers) stop()
     // #closing is set once this yields
     await Promise.resolve()
-    for (const peer of [...this.#peers, ...this.#dialling]) peer.close('we leave')
+    this.#neighbours.close('we leave')
     this.#settle.reject(new ShoalError('Cancelled', 'The swarm was closed.'))
     await Promise.all([this.#origin.stop(), this.#downloader.stop()])
     this.#p.cache.forget(this.infoHash)
@@ -411,7 +385,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
   }
 
   #passOn(piece: ActivePiece): void {
-    for (const peer of this.#peers) this.#tellBegun(peer, piece)
+    for (const peer of this.#neighbours.joined) this.#tellBegun(peer, piece)
   }
 
   #tellBegun(peer: Peer, piece: ActivePiece): void {
@@ -438,7 +412,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.#picker.gained(index)
     this.#origin.gained()
     const have = encodeNumbers(messageId.have, index)
-    for (const peer of [...this.#peers]) {
+    for (const peer of [...this.#neighbours.joined]) {
       // also who gave it to us: it learns how far its pieces have spread
       if (!peer.has.full) peer.write(have)
       if (!peer.offers(index)) continue
@@ -492,7 +466,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.#picker.lost(index)
     this.#spread?.abandon()
     this.#finishing = false
-    for (const peer of [...this.#peers]) {
+    for (const peer of [...this.#neighbours.joined]) {
       if (!peer.offers(index)) continue
       peer.wanted++
       this.#peerHasMore(peer)
@@ -501,16 +475,14 @@ export class Swarm implements AsyncDisposable, PeerHost {
 
   #ban(sender: Sender, pieceIndex: number): void {
     this.#p.log.info({ infoHash: this.infoHash, peer: sender.address, pieceIndex }, 'peer banned for wrong bytes')
-    this.#bans.ban(sender)
-    this.#addresses.forget(sender.address)
-    for (const peer of [...this.#peers]) if (this.#bans.bansPeer(peer.id)) peer.close('sent wrong bytes')
+    this.#neighbours.ban(sender)
   }
 
   #tick(): void {
     const nowMs = this.#p.clock.nowMs()
-    this.#downloader.tick([...this.#peers], nowMs)
+    this.#downloader.tick([...this.#neighbours.joined], nowMs)
     this.#uploader.tick(nowMs)
-    for (const peer of this.#peers) this.#offer(peer)
+    for (const peer of this.#neighbours.joined) this.#offer(peer)
     this.#rechoke()
     this.#dialMore()
     this.#fillAll()
@@ -520,14 +492,15 @@ export class Swarm implements AsyncDisposable, PeerHost {
     if (this.#closing || this.#failed) return
     const nowMs = this.#p.clock.nowMs()
     // those with little to offer first: what only the seeds have is left to the seeds
-    for (const peer of [...this.#peers].sort((a, b) => a.has.count - b.has.count)) this.#downloader.fill(peer, nowMs)
+    for (const peer of [...this.#neighbours.joined].sort((a, b) => a.has.count - b.has.count))
+      this.#downloader.fill(peer, nowMs)
     this.#origin.fill()
   }
 
   #rechoke(): void {
     const nowMs = this.#p.clock.nowMs()
-    const chosen = chooseUnchoked([...this.#peers], { slots: UPLOAD_SLOTS, turnMs: TURN_MS, nowMs })
-    for (const peer of this.#peers) {
+    const chosen = chooseUnchoked([...this.#neighbours.joined], { slots: UPLOAD_SLOTS, turnMs: TURN_MS, nowMs })
+    for (const peer of this.#neighbours.joined) {
       const unchoked = peer.unchokedSinceMs !== undefined
       if (chosen.has(peer) === unchoked) continue
       peer.unchokedSinceMs = unchoked ? undefined : nowMs
@@ -539,14 +512,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
 
   /** Who has all waits to be dialled. */
   #dialMore(): void {
-    if (this.#closing || this.#failed || this.#picker.had.full) return
-    let dialled = this.#dialling.size
-    for (const peer of this.#peers) if (peer.dialled) dialled++
-    for (; dialled < MAX_DIALLED; dialled++) {
-      const address = this.#addresses.take(this.#p.clock.nowMs())
-      if (!address) return
-      this.#dialling.add(this.#p.dial(this, address))
-    }
+    if (!this.#closing && !this.#failed && !this.#picker.had.full) this.#neighbours.dialMore()
   }
 
   #cacheKey(index: number): string {

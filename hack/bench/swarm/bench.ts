@@ -3,8 +3,10 @@
  * makes a network namespace with rate-limited links for each machine; the tracker's table runs in this process.
  */
 import { spawn } from 'node:child_process'
+import { dirname, join } from 'node:path'
 import { Command } from 'commander'
 import { Tracker } from '../../../swarm/tracker.ts'
+import { type OneToOne, oneToOne } from './oneToOne.ts'
 
 const { quick } = new Command('run')
   .description(
@@ -122,7 +124,22 @@ row(
   perSecond >= 5000,
   '≥ 5,000',
 )
-if (!harness) console.log('- flash crowds: not measured, SHOAL_SWARM_HARNESS is not set')
+if (harness) {
+  const clients = [join(import.meta.dirname, 'shoal'), join(dirname(harness), 'clients/libtorrent')]
+  const [ours, libtorrent] = await oneToOne(clients, quick ? 256 : 1024)
+  if (ours && libtorrent) {
+    const ratio = ours.megabytesPerSecond / libtorrent.megabytesPerSecond
+    const figures = ({ megabytesPerSecond, cpuSecondsPerGigabyte }: OneToOne) =>
+      `${Math.round(megabytesPerSecond)} MB/s, ${cpuSecondsPerGigabyte.toFixed(1)} CPU-s per GB`
+    row(
+      '1 → 1 over loopback, on disk and verified',
+      `${figures(ours)}; libtorrent ${figures(libtorrent)}: ${ratio.toFixed(2)}`,
+      ratio >= 3 && ours.cpuSecondsPerGigabyte <= 2.5,
+      '≥ 3, ≤ 2.5 CPU-s',
+    )
+  }
+}
+if (!harness) console.log('- crowds and other clients: not measured, SHOAL_SWARM_HARNESS is not set')
 else if (quick)
   await crowdRow({ what: '4 machines, 100 Mbit/s, 64 MiB', args: ['--peers', '4', '--mib', '64'], best: true }, [
     'shoal',
