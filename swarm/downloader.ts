@@ -12,10 +12,13 @@ import { encodeNumbers, messageId, WireError } from './wire.ts'
 const ACTIVE_BYTES = 64 << 20
 const MAX_ACTIVE = 512
 /**
- * Requests under way to one peer: what it sends in this time, between these bounds. A full link delays an answer by
- * 0.1 s and more; asked for less than that, a last sender of a last piece goes at a fifth of its speed.
+ * Requests under way to one peer: what it sends in this time, or more while it answers at once; between these bounds.
+ * A full link delays an answer by 0.1 s and more; asked for less than that, a last sender of a last piece goes at a
+ * fifth of its speed.
  */
 const PIPELINE_SECONDS = 0.3
+const PROMPT_MS = 20
+const LAZY_MS = 150
 const MIN_PIPELINE_BYTES = 64 << 10
 const MAX_PIPELINE_BYTES = 8 << 20
 /** What a download limit lets us ask for ahead: more than a tick. */
@@ -232,6 +235,9 @@ export class Downloader {
       return
     }
     this.#drop(peer, request)
+    const tookMs = nowMs - request.sentMs
+    if (tookMs < PROMPT_MS) peer.windowBytes = Math.min(MAX_PIPELINE_BYTES, peer.windowBytes + block.sizeBytes)
+    else if (tookMs > LAZY_MS) peer.windowBytes = Math.max(0, peer.windowBytes - block.sizeBytes)
     const piece = this.#active.get(block.pieceIndex)
     if (!block.kept || !piece) {
       if (piece) piece.unask(...unitsOf(request), false)
@@ -379,7 +385,8 @@ function isLate(piece: ActivePiece, nowMs: number): boolean {
 
 function pipelineOf(peer: Peer): number {
   if (peer.snubbed) return 1
-  return Math.min(MAX_PIPELINE_BYTES, Math.max(MIN_PIPELINE_BYTES, peer.received.bytesPerSecond * PIPELINE_SECONDS))
+  const inTimeBytes = peer.received.bytesPerSecond * PIPELINE_SECONDS
+  return Math.min(MAX_PIPELINE_BYTES, Math.max(MIN_PIPELINE_BYTES, inTimeBytes, peer.windowBytes))
 }
 
 /** Tells whether a unit of this piece is asked of this peer. */

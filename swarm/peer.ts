@@ -98,6 +98,8 @@ export class Peer {
   /** By `requestKey`. */
   readonly requests = new Map<number, Request>()
   requestedBytes = 0
+  /** What may be asked of it at once: grows while it answers promptly. */
+  windowBytes = 0
   /** The request whose block is arriving. */
   receiving: Request | undefined
   /** Bytes we did not ask for, or no longer wanted. */

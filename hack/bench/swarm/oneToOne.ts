@@ -22,7 +22,6 @@ export interface OneToOne {
  */
 export async function oneToOne(clients: string[], mebibytes: number): Promise<OneToOne[]> {
   await using dir = await temporaryDir('shoal-bench')
-  await using tracker = await serveTracker({ host: '127.0.0.1', port: 0 })
   const source = join(dir.path, 'seed')
   await mkdir(source)
   const sizeBytes = mebibytes << 20
@@ -32,16 +31,17 @@ export async function oneToOne(clients: string[], mebibytes: number): Promise<On
   const { pieceSha1 } = await hashPieces([{ ...file, absolute: join(source, NAME) }], pieceLengthBytes, {
     signal: undefined,
   })
-  const torrent = join(dir.path, 'f.torrent')
-  await writeFile(
-    torrent,
-    encodeTorrent({
-      ...{ name: NAME, pieceLengthBytes, files: [file], pieceSha1, pieceSha256: undefined },
-      ...{ singleFile: true, private: true, announce: tracker.url },
-    }),
-  )
   const results: OneToOne[] = []
   for (const [i, client] of clients.entries()) {
+    await using tracker = await serveTracker({ host: '127.0.0.1', port: 0 })
+    const torrent = join(dir.path, `${i}.torrent`)
+    await writeFile(
+      torrent,
+      encodeTorrent({
+        ...{ name: NAME, pieceLengthBytes, files: [file], pieceSha1, pieceSha256: undefined },
+        ...{ singleFile: true, private: true, announce: tracker.url },
+      }),
+    )
     const port = (n: number) => String(20_000 + ((process.pid * 7 + i * 2 + n) % 10_000))
     const to = join(dir.path, `to-${i}`)
     await mkdir(to)
@@ -72,7 +72,7 @@ async function writeRandom(path: string, mebibytes: number): Promise<void> {
 }
 
 function start(client: string, args: string[]): ChildProcess {
-  return spawn(client, args, { stdio: 'ignore' })
+  return spawn(client, args, { stdio: ['ignore', 'ignore', 'inherit'] })
 }
 
 async function stop(child: ChildProcess): Promise<void> {
