@@ -34,6 +34,8 @@ test('grants end within one index lifetime, machines run on, and it goes on when
     ) => {
       const wanted = goal(state, artifact)
       wanted.spec.activation.minHealthy = minHealthy
+      // however busy this machine is: no version here is broken
+      wanted.spec.activation.deadline = '60s'
       wanted.spec.rollout = { waves: [{ regions: ['*'], percent: 100 }], maxUnavailable }
       await kube.cluster.apply(GoalState, wanted, { fieldManager: 'test' })
     }

@@ -43,7 +43,7 @@ export function goal(state: Pick<SystemState, 'namespace' | 'shape' | 'regions'>
         health: own ? {} : { http },
         stop: { signal: 'SIGTERM', timeout: '5s' },
         minHealthy: '1s',
-        deadline: small ? '8s' : '10s',
+        deadline: small ? '15s' : '10s',
       },
       rollout: {
         waves: [
