@@ -31,7 +31,13 @@ export interface AgentOptions {
   /** /healthz, /readyz and /metrics. */
   listen?: { host: string; port: number }
   /** `address` is the host that peers dial. */
-  swarm: { host: string; port: number; address: string; uploadLimit?: RateSchedule; downloadLimit?: RateSchedule }
+  swarm: {
+    host: string
+    port: number
+    address: string
+    uploadLimit?: RateSchedule | undefined
+    downloadLimit?: RateSchedule | undefined
+  }
   /** In a DaemonSet's pod: applications run on the host all the same. */
   host?: { nsenter: boolean }
   log: Logger
@@ -67,8 +73,8 @@ export class Agent {
       host: swarm.host,
       port: swarm.port,
       log,
-      ...(swarm.uploadLimit && { uploadLimit: swarm.uploadLimit }),
-      ...(swarm.downloadLimit && { downloadLimit: swarm.downloadLimit }),
+      uploadLimit: swarm.uploadLimit,
+      downloadLimit: swarm.downloadLimit,
     })
     const startSupervisor = this.#options.host?.nsenter ? startOnHost(dataDir) : startBeside
     await using machine = new Machine({

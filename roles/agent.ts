@@ -41,8 +41,8 @@ export async function agentRole(log: Logger, signal: AbortSignal): Promise<void>
     swarm: {
       ...swarmListen,
       address: rest.address,
-      ...(rest.uploadBytesPerSecond && { uploadLimit: rest.uploadBytesPerSecond }),
-      ...(rest.downloadBytesPerSecond && { downloadLimit: rest.downloadBytesPerSecond }),
+      uploadLimit: rest.uploadBytesPerSecond,
+      downloadLimit: rest.downloadBytesPerSecond,
     },
     ...(host === 'nsenter' && { host: { nsenter: true } }),
     log,

@@ -41,8 +41,8 @@ interface NodeOptions {
   clock?: Clock
   random?: () => number
   /** For all swarms together, by the hours of this machine's clock; no limit by default. */
-  uploadLimit?: RateSchedule
-  downloadLimit?: RateSchedule
+  uploadLimit?: RateSchedule | undefined
+  downloadLimit?: RateSchedule | undefined
 }
 
 export class SwarmNode implements AsyncDisposable {

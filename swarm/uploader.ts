@@ -44,23 +44,23 @@ export class Uploader {
   readonly #o: UploaderOptions
   readonly #queues = new Map<Peer, Queue>()
   uploadedBytes = 0
-  readonly sent: Speed
+  readonly #sent: Speed
   #fastest = 0
 
   constructor(o: UploaderOptions) {
     this.#o = o
-    this.sent = new Speed(o.nowMs)
+    this.#sent = new Speed(o.nowMs)
   }
 
   /** Time passed. */
   tick(nowMs: number): void {
-    this.sent.tick(nowMs)
-    this.#fastest = Math.max(this.#fastest, this.sent.bytesPerSecond)
+    this.#sent.tick(nowMs)
+    this.#fastest = Math.max(this.#fastest, this.#sent.bytesPerSecond)
   }
 
   /** Nobody waits for us, or we sent much more before. */
   get spare(): boolean {
-    if (this.sent.bytesPerSecond < SPARE * this.#fastest) return true
+    if (this.#sent.bytesPerSecond < SPARE * this.#fastest) return true
     for (const queue of this.#queues.values()) if (queue.wanted.length > 0) return false
     return true
   }
@@ -155,7 +155,7 @@ export class Uploader {
     socket.write(buffer.bytes.subarray(begin, begin + sizeBytes), () => this.#o.buffers.release(buffer))
     socket.uncork()
     this.uploadedBytes += sizeBytes
-    this.sent.add(sizeBytes)
+    this.#sent.add(sizeBytes)
     if (socket.writableLength <= MAX_UNSENT_BYTES) return
     await new Promise<void>((resolve) => {
       const settle = () => {

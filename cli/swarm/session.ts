@@ -39,12 +39,12 @@ const log = {
  */
 export async function openSession(
   torrentPath: string,
-  { dir, listen, tracker, ...limits }: SessionOptions,
+  { dir, listen, tracker, uploadLimit, downloadLimit }: SessionOptions,
   { seed, signal }: { seed: boolean; signal: AbortSignal },
 ): Promise<Session> {
   const torrent = parseTorrent(await readTorrent(torrentPath))
   await using opened = new AsyncDisposableStack()
-  const node = opened.use(await SwarmNode.listen({ ...listen, log, ...limitsOf(limits) }))
+  const node = opened.use(await SwarmNode.listen({ ...listen, log, uploadLimit, downloadLimit }))
   if (!seed) await mkdir(dir, { recursive: true })
   const swarm = opened.use(
     await node.open({
@@ -60,10 +60,6 @@ export async function openSession(
   if (url !== undefined) opened.use(new Announcer({ url, swarm, log }))
   const all = opened.move()
   return { torrent, swarm, port: node.port, [Symbol.asyncDispose]: () => all.disposeAsync() }
-}
-
-function limitsOf({ uploadLimit, downloadLimit }: Pick<SessionOptions, 'uploadLimit' | 'downloadLimit'>) {
-  return { ...(uploadLimit && { uploadLimit }), ...(downloadLimit && { downloadLimit }) }
 }
 
 /** What is verified already, beside the files while they are fetched. */
