@@ -1,5 +1,5 @@
+import type { Sender } from './activePieces.ts'
 import type { PieceBuffer } from './buffers.ts'
-import type { Sender } from './downloader.ts'
 import type { Peer } from './peer.ts'
 
 const [FREE, ASKED, RECEIVING, DONE] = [0, 1, 2, 3]

@@ -1,16 +1,12 @@
-import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
-import { ActivePiece } from './activePiece.ts'
-import type { Address } from './addresses.ts'
-import { Blame } from './blame.ts'
+import type { Torrent } from '../api/torrent.ts'
+import type { ActivePiece } from './activePiece.ts'
+import { ActivePieces, type Sender } from './activePieces.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import { type Peer, type Request, requestKey, STANDARD_BLOCK_BYTES, unitsOf } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
 import type { RateLimit } from './rate.ts'
 import { encodeNumbers, messageId, WireError } from './wire.ts'
 
-/** Memory for pieces on their way in, hashing and writing included. */
-const ACTIVE_BYTES = 64 << 20
-const MAX_ACTIVE = 512
 /**
  * Requests under way to one peer: what it sends in this time, or more while it answers at once; between these bounds.
  * A full link delays an answer by 0.1 s and more; asked for less than that, a last sender of a last piece goes at a
@@ -32,12 +28,6 @@ const SNUBBED_TIMEOUT_MS = 60_000
 const LATE_MS = 500
 /** What a peer may send that we did not ask for, before it is a flood. */
 const MAX_UNASKED_BYTES = 32 << 20
-
-/** Who sent a block: what is banned if it was wrong. */
-export interface Sender {
-  id: string
-  address: Address
-}
 
 interface DownloaderOptions {
   torrent: Torrent
@@ -65,21 +55,20 @@ interface DownloaderOptions {
  */
 export class Downloader {
   readonly #o: DownloaderOptions
-  readonly #active = new Map<number, ActivePiece>()
-  readonly #blame = new Blame<Sender>(STANDARD_BLOCK_BYTES)
-  readonly #senders = new Map<string, Sender>()
-  /** Came wrong at second hand: to be taken only from who has them. */
-  readonly #suspect = new Set<number>()
-  readonly #checks = new Set<Promise<void>>()
-  readonly #maxActive: number
-  #reserved = 0
+  readonly pieces: ActivePieces
   #stopped = false
   downloadedBytes = 0
   wastedBytes = 0
 
   constructor(o: DownloaderOptions) {
     this.#o = o
-    this.#maxActive = Math.min(MAX_ACTIVE, Math.max(4, Math.floor(ACTIVE_BYTES / o.torrent.pieceLengthBytes)))
+    this.pieces = new ActivePieces({
+      ...o,
+      wasted: (sizeBytes) => {
+        this.downloadedBytes -= sizeBytes
+        this.wastedBytes += sizeBytes
+      },
+    })
   }
 
   /** Asks this peer for as much as its pipeline holds. */
@@ -105,38 +94,28 @@ export class Downloader {
   #next(peer: Peer, nowMs: number): { piece: ActivePiece; unit: number; units: number } | undefined {
     const maxUnits = peer.blockBytes / STANDARD_BLOCK_BYTES
     for (const wanted of [peer, undefined]) {
-      for (const piece of this.#active.values()) {
-        if (piece.owner !== wanted || !this.#mayOwn(peer, piece.index)) continue
+      for (const piece of this.pieces) {
+        if (piece.owner !== wanted || !this.pieces.mayOwn(peer, piece.index)) continue
         const run = piece.freeRun(maxUnits)
         if (!run) continue
-        this.#own(piece, peer)
+        this.pieces.own(piece, peer)
         return { piece, ...run }
       }
     }
-    if (this.#full) this.#evictOrphan()
-    const index = this.#full ? undefined : this.#take(peer)
+    if (this.pieces.full) this.pieces.evictOrphan()
+    const index = this.pieces.full ? undefined : this.#take(peer)
     if (index !== undefined) {
-      const sizeBytes = pieceSizeBytes(this.#o.torrent, index)
-      const piece = new ActivePiece({
-        index,
-        sizeBytes,
-        buffer: this.#o.buffers.acquire(this.#o.torrent.pieceLengthBytes),
-        oneSender: this.#blame.wantsOneSender(index),
-        units: Math.ceil(sizeBytes / STANDARD_BLOCK_BYTES),
-      })
-      piece.beganMs = piece.lastProgressMs = nowMs
-      this.#active.set(index, piece)
-      this.#own(piece, peer)
+      const piece = this.pieces.begin(index, peer, nowMs)
       const run = piece.freeRun(maxUnits)
       return run && { piece, ...run }
     }
-    for (const piece of this.#active.values()) {
+    for (const piece of this.pieces) {
       if (piece.oneSender || !peer.has.has(piece.index)) continue
       const run = piece.freeRun(maxUnits)
       if (run) return { piece, ...run }
     }
     if (!this.#o.picker.exhausted || peer.snubbed || peer.requests.size > 0) return undefined
-    for (const piece of this.#active.values()) {
+    for (const piece of this.pieces) {
       if (piece.oneSender || piece.owner === peer || !peer.has.has(piece.index)) continue
       const run = isLate(piece, nowMs) ? piece.lateRun(maxUnits, askedOf(peer, piece.index)) : undefined
       if (run) return { piece, ...run }
@@ -148,68 +127,15 @@ export class Downloader {
   #take(peer: Peer): number | undefined {
     const { version } = this.#o.picker
     if (peer.nothingAt === version) return undefined
-    const index = this.#o.picker.take((candidate) => this.#mayOwn(peer, candidate))
+    const index = this.#o.picker.take((candidate) => this.pieces.mayOwn(peer, candidate))
     if (index === undefined) peer.nothingAt = version
     return index
-  }
-
-  /** What has to come from one sender comes from one who has it. */
-  #mayOwn(peer: Peer, index: number): boolean {
-    if (peer.has.has(index)) return true
-    return peer.begun.has(index) && !this.#blame.wantsOneSender(index) && !this.#suspect.has(index)
-  }
-
-  /**
-   * Passed on is only what comes from who has it: so nobody waits for himself, and a wrong piece is two steps from
-   * its sender at most.
-   */
-  #own(piece: ActivePiece, peer: Peer): void {
-    if (piece.owner === peer) return
-    piece.owner = peer
-    if (!peer.has.has(piece.index)) piece.secondHand = true
-    else if (!piece.oneSender && !piece.secondHand) {
-      piece.passedOn = true
-      this.#o.passOn(piece)
-    }
-  }
-
-  #disown(piece: ActivePiece): void {
-    piece.owner = undefined
-    if (!piece.passedOn) return
-    piece.passedOn = false
-    this.#o.dropped(piece)
-  }
-
-  /** A piece that peers may ask us for while it comes. */
-  passedOn(index: number): ActivePiece | undefined {
-    const piece = this.#active.get(index)
-    return piece?.passedOn ? piece : undefined
-  }
-
-  /** All of them. */
-  allPassedOn(): ActivePiece[] {
-    return [...this.#active.values()].filter((piece) => piece.passedOn)
-  }
-
-  /** A piece begun by a peer that left must not hold the room that pieces others have could use. */
-  #evictOrphan(): void {
-    for (const piece of this.#active.values()) {
-      if (piece.owner || !piece.idle) continue
-      this.#active.delete(piece.index)
-      this.#o.buffers.release(piece.buffer)
-      this.#o.picker.putBack(piece.index)
-      return
-    }
-  }
-
-  get #full(): boolean {
-    return this.#active.size + this.#reserved >= this.#maxActive
   }
 
   /** Where an arriving block goes; undefined to throw it away. */
   target(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number): Uint8Array | undefined {
     const request = peer.requests.get(requestKey(pieceIndex, begin))
-    const piece = this.#active.get(pieceIndex)
+    const piece = this.pieces.get(pieceIndex)
     if (!piece || request?.sizeBytes !== sizeBytes || request.begin !== begin || request.pieceIndex !== pieceIndex)
       return undefined
     if (!piece.receive(...unitsOf(request))) return undefined
@@ -238,7 +164,7 @@ export class Downloader {
     const tookMs = nowMs - request.sentMs
     if (tookMs < PROMPT_MS) peer.windowBytes = Math.min(MAX_PIPELINE_BYTES, peer.windowBytes + block.sizeBytes)
     else if (tookMs > LAZY_MS) peer.windowBytes = Math.max(0, peer.windowBytes - block.sizeBytes)
-    const piece = this.#active.get(block.pieceIndex)
+    const piece = this.pieces.get(block.pieceIndex)
     if (!block.kept || !piece) {
       if (piece) piece.unask(...unitsOf(request), false)
       this.wastedBytes += block.sizeBytes
@@ -246,10 +172,10 @@ export class Downloader {
       this.downloadedBytes += block.sizeBytes
       peer.receivedBytes += block.sizeBytes
       piece.lastProgressMs = nowMs
-      const whole = piece.done(...unitsOf(request), this.#senderOf(peer))
+      const whole = piece.done(...unitsOf(request), this.pieces.senderOf(peer))
       if (piece.passedOn) this.#o.progressed(piece)
       this.#cancelElsewhere(piece, request)
-      if (whole) this.#track(this.#check(piece))
+      if (whole) this.pieces.complete(piece)
     }
     this.fill(peer, nowMs)
   }
@@ -259,9 +185,9 @@ export class Downloader {
     const request = peer.requests.get(requestKey(pieceIndex, begin))
     if (request?.pieceIndex !== pieceIndex || request.begin !== begin) return false
     this.#drop(peer, request)
-    const piece = this.#active.get(pieceIndex)
+    const piece = this.pieces.get(pieceIndex)
     piece?.unask(...unitsOf(request), false)
-    if (piece?.owner === peer && !piece.checking) this.#disown(piece)
+    if (piece?.owner === peer && !piece.checking) this.pieces.disown(piece)
     return true
   }
 
@@ -271,12 +197,12 @@ export class Downloader {
     for (const request of [...peer.requests.values()]) {
       const receiving = peer.receiving === request
       this.#drop(peer, request)
-      this.#active.get(request.pieceIndex)?.unask(...unitsOf(request), receiving)
+      this.pieces.get(request.pieceIndex)?.unask(...unitsOf(request), receiving)
     }
     peer.receiving = undefined
-    for (const piece of this.#active.values()) {
+    for (const piece of this.pieces) {
       if (piece.owner !== peer || piece.checking) continue
-      this.#disown(piece)
+      this.pieces.disown(piece)
       if (piece.oneSender) piece.reset()
     }
   }
@@ -297,23 +223,10 @@ export class Downloader {
     }
   }
 
-  /** Makes a piece from elsewhere (the origin) count like one from peers. The buffer stays the caller's. */
-  reserve(): boolean {
-    if (this.#full || this.#stopped) return false
-    this.#reserved++
-    return true
-  }
-
-  unreserve(): void {
-    this.#reserved--
-  }
-
   /** Nothing is asked or checked any more. */
   async stop(): Promise<void> {
     this.#stopped = true
-    await Promise.all(this.#checks)
-    for (const piece of this.#active.values()) this.#o.buffers.release(piece.buffer)
-    this.#active.clear()
+    await this.pieces.stop()
   }
 
   /** The endgame asked two peers for it: the slower one need not bother. */
@@ -331,49 +244,6 @@ export class Downloader {
   #drop(peer: Peer, request: { pieceIndex: number; begin: number; sizeBytes: number }): void {
     peer.requests.delete(requestKey(request.pieceIndex, request.begin))
     peer.requestedBytes -= request.sizeBytes
-  }
-
-  #senderOf(peer: Peer): Sender {
-    let sender = this.#senders.get(peer.id)
-    if (!sender) {
-      if (this.#senders.size > 10_000) this.#senders.clear()
-      sender = { id: peer.id, address: peer.address }
-      this.#senders.set(peer.id, sender)
-    }
-    return sender
-  }
-
-  #track(check: Promise<void>): void {
-    this.#checks.add(check)
-    void check.catch((error) => this.#o.failed(error)).finally(() => this.#checks.delete(check))
-  }
-
-  async #check(piece: ActivePiece): Promise<void> {
-    const { index, buffer } = piece
-    piece.checking = true
-    const bytes = buffer.bytes.subarray(0, piece.sizeBytes)
-    try {
-      if (await this.#o.verify(index, buffer)) {
-        for (const liar of this.#blame.succeeded(index, bytes)) this.#o.ban(liar, index)
-        await this.#o.keep(index, buffer)
-      } else {
-        this.downloadedBytes -= piece.sizeBytes
-        this.wastedBytes += piece.sizeBytes
-        // who passed it on may be as wronged as we are
-        if (piece.secondHand) this.#suspect.add(index)
-        const liar = piece.secondHand ? undefined : this.#blame.failed(index, bytes, piece.senders)
-        if (liar) this.#o.ban(liar, index)
-        this.#o.picker.putBack(index)
-      }
-    } catch (error) {
-      this.#o.picker.putBack(index)
-      throw error
-    } finally {
-      this.#active.delete(index)
-      this.#disown(piece)
-      this.#o.buffers.release(buffer)
-    }
-    this.#o.refill()
   }
 }
 

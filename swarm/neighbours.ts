@@ -1,7 +1,7 @@
+import type { Sender } from './activePieces.ts'
 import { type Address, AddressBook, addressKey } from './addresses.ts'
 import { Bans } from './bans.ts'
 import type { Clock } from './clock.ts'
-import type { Sender } from './downloader.ts'
 import type { Peer } from './peer.ts'
 
 /** In a small swarm everyone knows everyone: with 8, machines that came last finished a fifth later. */

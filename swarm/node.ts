@@ -162,7 +162,7 @@ export class SwarmNode implements AsyncDisposable {
       dialled: false,
       address,
       clock: this.#clock,
-      resolve: (infoHash) => this.#swarms.get(infoHash),
+      resolve: (infoHash) => this.#swarms.get(infoHash)?.host,
       onClose: (closed, reason) => {
         settled()
         this.#peers.delete(closed)
@@ -180,14 +180,14 @@ export class SwarmNode implements AsyncDisposable {
       dialled: true,
       address: { host: address.host, port: address.port },
       clock: this.#clock,
-      resolve: (infoHash) => (infoHash === swarm.infoHash ? swarm : undefined),
+      resolve: (infoHash) => (infoHash === swarm.infoHash ? swarm.host : undefined),
       onClose: (closed, reason) => {
         this.#peers.delete(closed)
         swarm.hungUp(closed, reason)
       },
     })
     this.#peers.add(peer)
-    socket.once('connect', () => peer.greet(swarm))
+    socket.once('connect', () => peer.greet(swarm.host))
     return peer
   }
 }

@@ -1,6 +1,7 @@
+import type { ActivePieces } from './activePieces.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import type { Clock } from './clock.ts'
-import { type Downloader, LIMIT_AHEAD_MS } from './downloader.ts'
+import { LIMIT_AHEAD_MS } from './downloader.ts'
 import type { PiecePicker } from './picker.ts'
 import type { RateLimit } from './rate.ts'
 
@@ -21,7 +22,7 @@ export interface OriginSource {
 interface OriginReaderOptions {
   picker: PiecePicker
   buffers: PieceBuffers
-  downloader: Downloader
+  pieces: ActivePieces
   limit: RateLimit
   clock: Clock
   pieceSizeBytes(index: number): number
@@ -73,18 +74,18 @@ export class OriginReader {
     const patient = nowMs - this.#lastGainMs < PATIENCE_MS
     if (patient && this.#o.promised()) return
     while (this.#reads.size < READS_AT_ONCE) {
-      if (!this.#o.downloader.reserve()) return
+      if (!this.#o.pieces.reserve()) return
       const index = this.#o.picker.take(
         (i) => (!patient || this.#o.picker.availability(i) === 0) && (lease.source.allows?.(i) ?? true),
       )
       if (index === undefined || !this.#o.limit.takeWithin(LIMIT_AHEAD_MS, this.#o.pieceSizeBytes(index))) {
         if (index !== undefined) this.#o.picker.putBack(index)
-        this.#o.downloader.unreserve()
+        this.#o.pieces.unreserve()
         return
       }
       const read: Promise<void> = this.#read(index, lease).finally(() => {
         this.#reads.delete(read)
-        this.#o.downloader.unreserve()
+        this.#o.pieces.unreserve()
         this.fill()
       })
       this.#reads.add(read)

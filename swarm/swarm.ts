@@ -1,25 +1,16 @@
 import { ShoalError } from '../api/errors.ts'
 import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
-import type { ActivePiece } from './activePiece.ts'
 import type { Address } from './addresses.ts'
-import { Bitfield } from './bitfield.ts'
 import type { PieceBuffer, PieceBuffers, PieceCache } from './buffers.ts'
-import { chooseUnchoked } from './choker.ts'
 import type { Clock } from './clock.ts'
-import { Downloader, type Sender } from './downloader.ts'
+import { Exchange } from './exchange.ts'
 import type { FilesMode } from './files.ts'
-import { Neighbours } from './neighbours.ts'
 import { OriginReader, type OriginSource } from './originReader.ts'
 import type { Peer, PeerHost } from './peer.ts'
 import { PiecePicker } from './picker.ts'
 import type { RateLimit } from './rate.ts'
-import { Spread } from './spread.ts'
 import type { PieceStore } from './store.ts'
-import { Uploader } from './uploader.ts'
-import { encodeMessage, encodeNumbers, messageId, WireError } from './wire.ts'
 
-const UPLOAD_SLOTS = 24
-const TURN_MS = 10_000
 const TICK_MS = 250
 const SAVE_MS = 5000
 
@@ -70,29 +61,23 @@ interface SwarmParts {
 }
 
 /** One artifact among its peers: fetches what is missing, gives what it has, until disposed. */
-export class Swarm implements AsyncDisposable, PeerHost {
+export class Swarm implements AsyncDisposable {
   readonly infoHash: string
   readonly peerId: Uint8Array
-  readonly key: Uint8Array | undefined
+  readonly listenPort: number
   readonly pieceCount: number
   readonly sizeBytes: number
-  readonly listenPort: number
   /** All pieces are verified, synced and protected. Rejects when the disk is full, on abort and on dispose. */
   readonly done: Promise<void>
 
   readonly #p: SwarmParts
   readonly #torrent: Torrent
-  readonly #neighbours: Neighbours
   readonly #picker: PiecePicker
-  readonly #downloader: Downloader
-  readonly #uploader: Uploader
-  /** Of one who had everything from the start, until everything is at others. */
-  readonly #spread: Spread<Peer> | undefined
+  readonly #exchange: Exchange
   readonly #origin: OriginReader
   readonly #settle: { resolve(): void; reject(error: unknown): void }
   readonly #stopTimers: (() => void)[]
   #finishing = false
-  #failed = false
   #closing: Promise<void> | undefined
 
   constructor(p: SwarmParts) {
@@ -100,82 +85,52 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.#torrent = p.options.torrent
     this.infoHash = this.#torrent.infoHash
     this.peerId = p.peerId
-    this.key = p.options.key
+    this.listenPort = p.listenPort
     this.pieceCount = this.#torrent.pieceCount
     this.sizeBytes = this.#torrent.sizeBytes
-    this.listenPort = p.listenPort
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     this.done = promise
     this.done.catch(() => {})
     this.#settle = { resolve, reject }
 
-    this.#neighbours = new Neighbours({
-      ownId: p.peerId,
-      random: p.random,
-      clock: p.clock,
-      dial: (address) => p.dial(this, address),
-    })
     this.#picker = new PiecePicker(this.pieceCount, p.random)
     for (let i = 0; i < this.pieceCount; i++) if (p.store.pieces.has(i)) this.#picker.gained(i)
-    const verify = (index: number, buffer: PieceBuffer) => p.store.verify(index, buffer)
-    const keep = (index: number, buffer: PieceBuffer) => this.#keep(index, buffer)
-    const failed = (error: unknown) => this.#fail(error)
-    const sizeOf = (index: number) => (index < this.pieceCount ? pieceSizeBytes(this.#torrent, index) : 0)
-    this.#downloader = new Downloader({
-      torrent: this.#torrent,
+    const shared = {
       picker: this.#picker,
       buffers: p.buffers,
-      limit: p.downloadLimit,
-      peers: () => this.#neighbours.joined,
-      verify,
-      keep,
-      failed,
-      ban: (sender, pieceIndex) => this.#ban(sender, pieceIndex),
-      passOn: (piece) => this.#passOn(piece),
-      progressed: (piece) => this.#uploader.progressed(piece),
-      dropped: (piece) => this.#uploader.dropped(piece),
-      refill: () => this.#fillAll(),
-    })
-    this.#uploader = new Uploader({
-      buffers: p.buffers,
-      limit: p.uploadLimit,
-      pieceSizeBytes: sizeOf,
-      nowMs: p.clock.nowMs(),
-      has: (index) => this.#picker.had.has(index),
-      passedOn: (index) => this.#downloader.passedOn(index),
-      sentWhole: (peer, index) => {
-        if (!this.#spread || peer.isAgent) return
-        this.#spread.arrived(peer, index)
-        this.#offer(peer)
-      },
+      clock: p.clock,
+      verify: (index: number, buffer: PieceBuffer) => p.store.verify(index, buffer),
+      keep: (index: number, buffer: PieceBuffer) => this.#keep(index, buffer),
+      failed: (error: unknown) => this.#fail(error),
+    }
+    this.#exchange = new Exchange({
+      ...shared,
+      torrent: this.#torrent,
+      key: p.options.key,
+      peerId: p.peerId,
+      listenPort: p.listenPort,
+      uploadLimit: p.uploadLimit,
+      downloadLimit: p.downloadLimit,
+      random: p.random,
+      dial: (address) => p.dial(this, address),
       load: (index) => this.#load(index),
+      banned: (sender, pieceIndex) =>
+        p.log.info({ infoHash: this.infoHash, peer: sender.address, pieceIndex }, 'peer banned for wrong bytes'),
+      filled: () => this.#origin.fill(),
     })
     this.#origin = new OriginReader({
-      picker: this.#picker,
-      buffers: p.buffers,
-      downloader: this.#downloader,
+      ...shared,
+      pieces: this.#exchange.downloader.pieces,
       limit: p.downloadLimit,
-      clock: p.clock,
-      pieceSizeBytes: sizeOf,
-      verify,
-      keep,
-      failed,
-      promised: () => [...this.#neighbours.joined].some((peer) => peer.spreads),
+      pieceSizeBytes: (index) => pieceSizeBytes(this.#torrent, index),
+      promised: () => this.#exchange.promised,
       fault: (pieceIndex, error) =>
         p.log.info({ infoHash: this.infoHash, pieceIndex, err: error }, 'origin read failed'),
     })
     this.#stopTimers = [
-      p.clock.every(TICK_MS, () => this.#tick()),
-      p.clock.every(SAVE_MS, () => void p.store.save().catch(failed)),
+      p.clock.every(TICK_MS, () => this.#exchange.tick(p.clock.nowMs())),
+      p.clock.every(SAVE_MS, () => void p.store.save().catch(shared.failed)),
     ]
-    if (this.#picker.had.full)
-      this.#spread = new Spread<Peer>({
-        pieceCount: this.pieceCount,
-        random: p.random,
-        isWithPeers: (index) => [...this.#neighbours.joined].some((peer) => peer.has.has(index)),
-        has: (peer, index) => peer.has.has(index),
-        tell: (peer, index) => peer.write(encodeNumbers(messageId.have, index)),
-      })
     this.#origin.set(p.options.origin)
     if (this.#picker.had.full) void this.#finish()
     const { signal } = p.options
@@ -185,20 +140,20 @@ export class Swarm implements AsyncDisposable, PeerHost {
     this.#stopTimers.push(() => signal?.removeEventListener('abort', abort))
   }
 
+  /** @internal What its connections stand on. */
+  get host(): PeerHost {
+    return this.#exchange
+  }
+
   /** Peers to try; those known already are not added again. Call it with every announce. */
   addPeers(addresses: Address[]): void {
-    this.#neighbours.add(addresses)
-    this.#dialMore()
+    this.#exchange.neighbours.add(addresses)
+    this.#exchange.dialMore()
   }
 
   /** Offers or withdraws the bucket; withdrawing aborts reads under way. */
   setOrigin(origin: OriginSource | undefined): void {
     if (!this.#closing) this.#origin.set(origin)
-  }
-
-  /** @internal */
-  get spreads(): boolean {
-    return this.#spread?.over === false
   }
 
   have(): { pieces: number; total: number; bytes: number } {
@@ -218,124 +173,21 @@ export class Swarm implements AsyncDisposable, PeerHost {
   }
 
   stats(): SwarmStats {
+    const { downloader, uploader, neighbours } = this.#exchange
     return {
-      downloadedFromPeersBytes: this.#downloader.downloadedBytes,
+      downloadedFromPeersBytes: downloader.downloadedBytes,
       downloadedFromOriginBytes: this.#origin.downloadedBytes,
-      uploadedBytes: this.#uploader.uploadedBytes,
-      wastedBytes: this.#downloader.wastedBytes + this.#origin.wastedBytes,
-      peers: this.#neighbours.joined.size,
-      banned: this.#neighbours.banned,
+      uploadedBytes: uploader.uploadedBytes,
+      wastedBytes: downloader.wastedBytes + this.#origin.wastedBytes,
+      peers: neighbours.joined.size,
+      banned: neighbours.banned,
     }
-  }
-
-  /** @internal */
-  joined(peer: Peer): boolean {
-    if (this.#closing || !this.#neighbours.admit(peer)) return false
-    const { had } = this.#picker
-    if (this.#spread && this.spreads) {
-      if (peer.fast) peer.write(encodeMessage(messageId.haveNone))
-      this.#spread.joined(peer)
-      // who has pieces says so first
-      this.#p.clock.after(0, () => this.#offer(peer))
-    } else if (peer.fast && had.full) peer.write(encodeMessage(messageId.haveAll))
-    else if (peer.fast && had.count === 0) peer.write(encodeMessage(messageId.haveNone))
-    else if (had.count > 0) peer.write(encodeMessage(messageId.bitfield, had.bytes))
-    return true
-  }
-
-  /** @internal */
-  left(peer: Peer): void {
-    this.#neighbours.left(peer)
-    this.#picker.peerLeft(peer.has)
-    this.#picker.peerLeft(peer.begun)
-    this.#downloader.release(peer)
-    this.#uploader.drop(peer)
-    this.#spread?.left(peer)
-    if (this.#closing) return
-    this.#rechoke()
-    this.#fillAll()
   }
 
   /** @internal A connection we dialled is over, joined or not. */
   hungUp(peer: Peer, reason: string): void {
-    this.#neighbours.hungUp(peer)
+    this.#exchange.neighbours.hungUp(peer)
     this.#p.log.debug({ infoHash: this.infoHash, peer: peer.address, reason }, 'peer left')
-  }
-
-  /** @internal */
-  message(peer: Peer, id: number, payload: Buffer): void {
-    const numbers = () => {
-      if (payload.length !== 12) throw new WireError(`message ${id} of ${payload.length} bytes`)
-      return { pieceIndex: payload.readUInt32BE(0), begin: payload.readUInt32BE(4), sizeBytes: payload.readUInt32BE(8) }
-    }
-    switch (id) {
-      case messageId.choke:
-        peer.peerChoking = true
-        // with BEP 6 what it drops it rejects, one by one, and the rest still comes
-        if (!peer.fast) this.#downloader.release(peer)
-        this.#fillAll()
-        break
-      case messageId.unchoke:
-        peer.peerChoking = false
-        this.#downloader.fill(peer, this.#p.clock.nowMs())
-        break
-      case messageId.interested:
-      case messageId.notInterested:
-        peer.interested = id === messageId.interested
-        peer.waitingSinceMs = this.#p.clock.nowMs()
-        this.#rechoke()
-        break
-      case messageId.have: {
-        const index = payload.length === 4 ? payload.readUInt32BE(0) : this.pieceCount
-        if (index >= this.pieceCount) throw new WireError('has a piece that does not exist')
-        this.#peerHas(peer, index)
-        this.#offer(peer)
-        this.#peerHasMore(peer)
-        break
-      }
-      case messageId.bitfield:
-      case messageId.haveAll:
-        this.#setPieces(peer, id === messageId.bitfield ? payload : undefined)
-        break
-      case messageId.request:
-        this.#uploader.request(peer, numbers())
-        break
-      case messageId.cancel:
-        this.#uploader.cancel(peer, numbers())
-        break
-      case messageId.reject: {
-        const { pieceIndex, begin } = numbers()
-        const ours = this.#downloader.rejected(peer, pieceIndex, begin)
-        // it has not got that piece, whatever it said
-        const not = ours && !peer.peerChoking && (peer.has.remove(pieceIndex) || peer.begun.remove(pieceIndex))
-        if (not) this.#withdrawn(peer, pieceIndex)
-        this.#fillAll()
-        break
-      }
-    }
-  }
-
-  /** @internal */
-  begun(peer: Peer, pieceIndex: number): void {
-    if (pieceIndex >= this.pieceCount) throw new WireError('began a piece that does not exist')
-    if (peer.has.has(pieceIndex) || !peer.begun.add(pieceIndex)) return
-    this.#offered(peer, pieceIndex)
-    this.#peerHasMore(peer)
-  }
-
-  /** @internal */
-  greeted(peer: Peer): void {
-    for (const piece of this.#downloader.allPassedOn()) this.#tellBegun(peer, piece)
-  }
-
-  /** @internal */
-  blockTarget(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number): Uint8Array | undefined {
-    return this.#downloader.target(peer, pieceIndex, begin, sizeBytes)
-  }
-
-  /** @internal */
-  blockEnd(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number, kept: boolean): void {
-    this.#downloader.received(peer, { pieceIndex, begin, sizeBytes, kept }, this.#p.clock.nowMs())
   }
 
   /** Saves what is there and leaves. */
@@ -348,81 +200,19 @@ export class Swarm implements AsyncDisposable, PeerHost {
     for (const stop of this.#stopTimers) stop()
     // #closing is set once this yields
     await Promise.resolve()
-    this.#neighbours.close('we leave')
     this.#settle.reject(new ShoalError('Cancelled', 'The swarm was closed.'))
-    await Promise.all([this.#origin.stop(), this.#downloader.stop()])
+    await Promise.all([this.#exchange.close(), this.#origin.stop()])
     this.#p.cache.forget(this.infoHash)
     this.#p.onClose(this)
     await this.#p.store[Symbol.asyncDispose]()
-  }
-
-  /** Its bitfield; aria2 sends another one instead of many a `have`. */
-  #setPieces(peer: Peer, bits: Buffer | undefined): void {
-    const pieces = bits ? Bitfield.parse(this.pieceCount, bits) : new Bitfield(this.pieceCount)
-    if (!pieces) throw new WireError('a malformed bitfield')
-    if (!bits) pieces.addAll()
-    for (let i = 0; i < this.pieceCount; i++) if (pieces.has(i)) this.#peerHas(peer, i)
-    this.#peerHasMore(peer)
-  }
-
-  #peerHas(peer: Peer, index: number): void {
-    if (!peer.has.add(index)) return
-    peer.nothingAt = undefined
-    if (!peer.begun.remove(index)) this.#offered(peer, index)
-    this.#spread?.gained(peer, index)
-  }
-
-  /** It offers one piece more. */
-  #offered(peer: Peer, index: number): void {
-    this.#picker.peerHas(index)
-    peer.nothingAt = undefined
-    if (!this.#picker.had.has(index)) peer.wanted++
-  }
-
-  #withdrawn(peer: Peer, index: number): void {
-    this.#picker.peerLacks(index)
-    if (!this.#picker.had.has(index)) peer.wanted--
-  }
-
-  #passOn(piece: ActivePiece): void {
-    for (const peer of this.#neighbours.joined) this.#tellBegun(peer, piece)
-  }
-
-  #tellBegun(peer: Peer, piece: ActivePiece): void {
-    if (piece.owner !== peer && !peer.offers(piece.index)) peer.tellBegun(piece.index)
-  }
-
-  /** Tells it of pieces that it may have from us. */
-  #offer(peer: Peer): void {
-    if (!this.#closing) this.#spread?.offer(peer, this.#uploader.spare)
-  }
-
-  #peerHasMore(peer: Peer): void {
-    if (peer.has.full && this.#picker.had.full) peer.close('both complete')
-    else if (!peer.amInterested && peer.wanted > 0) {
-      peer.amInterested = true
-      peer.write(encodeMessage(messageId.interested))
-    } else this.#downloader.fill(peer, this.#p.clock.nowMs())
   }
 
   /** A verified piece: to disk, then to everyone's knowledge. */
   async #keep(index: number, buffer: PieceBuffer): Promise<void> {
     await this.#p.store.write(index, buffer)
     if (!this.#closing) this.#p.cache.put(this.#cacheKey(index), buffer)
-    this.#picker.gained(index)
     this.#origin.gained()
-    const have = encodeNumbers(messageId.have, index)
-    for (const peer of [...this.#neighbours.joined]) {
-      // also who gave it to us: it learns how far its pieces have spread
-      if (!peer.has.full) peer.write(have)
-      if (!peer.offers(index)) continue
-      peer.wanted--
-      if (this.#picker.had.full && peer.has.full) peer.close('both complete')
-      else if (peer.wanted === 0) {
-        peer.amInterested = false
-        peer.write(encodeMessage(messageId.notInterested))
-      }
-    }
+    this.#exchange.gained(index)
     this.#p.options.onHave?.(index)
     if (this.#picker.had.full) void this.#finish()
   }
@@ -439,7 +229,7 @@ export class Swarm implements AsyncDisposable, PeerHost {
   }
 
   #fail(error: unknown): void {
-    this.#failed = true
+    this.#exchange.pause()
     this.#settle.reject(error)
     this.#p.log.info({ infoHash: this.infoHash, err: error }, 'swarm failed')
   }
@@ -459,60 +249,12 @@ export class Swarm implements AsyncDisposable, PeerHost {
     }
   }
 
-  /** The disk lost a piece: fetch it again. */
+  /** The disk lost a piece. */
   #lost(index: number): void {
     if (!this.#picker.had.has(index)) return
     this.#p.log.info({ infoHash: this.infoHash, pieceIndex: index }, 'piece changed on disk')
-    this.#picker.lost(index)
-    this.#spread?.abandon()
     this.#finishing = false
-    for (const peer of [...this.#neighbours.joined]) {
-      if (!peer.offers(index)) continue
-      peer.wanted++
-      this.#peerHasMore(peer)
-    }
-  }
-
-  #ban(sender: Sender, pieceIndex: number): void {
-    this.#p.log.info({ infoHash: this.infoHash, peer: sender.address, pieceIndex }, 'peer banned for wrong bytes')
-    this.#neighbours.ban(sender)
-  }
-
-  #tick(): void {
-    const nowMs = this.#p.clock.nowMs()
-    this.#downloader.tick([...this.#neighbours.joined], nowMs)
-    this.#uploader.tick(nowMs)
-    for (const peer of this.#neighbours.joined) this.#offer(peer)
-    this.#rechoke()
-    this.#dialMore()
-    this.#fillAll()
-  }
-
-  #fillAll(): void {
-    if (this.#closing || this.#failed) return
-    const nowMs = this.#p.clock.nowMs()
-    // those with little to offer first: what only the seeds have is left to the seeds
-    for (const peer of [...this.#neighbours.joined].sort((a, b) => a.has.count - b.has.count))
-      this.#downloader.fill(peer, nowMs)
-    this.#origin.fill()
-  }
-
-  #rechoke(): void {
-    const nowMs = this.#p.clock.nowMs()
-    const chosen = chooseUnchoked([...this.#neighbours.joined], { slots: UPLOAD_SLOTS, turnMs: TURN_MS, nowMs })
-    for (const peer of this.#neighbours.joined) {
-      const unchoked = peer.unchokedSinceMs !== undefined
-      if (chosen.has(peer) === unchoked) continue
-      peer.unchokedSinceMs = unchoked ? undefined : nowMs
-      peer.waitingSinceMs = nowMs
-      peer.write(encodeMessage(unchoked ? messageId.choke : messageId.unchoke))
-      if (unchoked) this.#uploader.drop(peer)
-    }
-  }
-
-  /** Who has all waits to be dialled. */
-  #dialMore(): void {
-    if (!this.#closing && !this.#failed && !this.#picker.had.full) this.#neighbours.dialMore()
+    this.#exchange.lost(index)
   }
 
   #cacheKey(index: number): string {

@@ -1,0 +1,193 @@
+import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
+import { ActivePiece } from './activePiece.ts'
+import type { Address } from './addresses.ts'
+import { Blame } from './blame.ts'
+import type { PieceBuffer, PieceBuffers } from './buffers.ts'
+import { type Peer, STANDARD_BLOCK_BYTES } from './peer.ts'
+import type { PiecePicker } from './picker.ts'
+
+/** Memory for pieces on their way in, hashing and writing included. */
+const ACTIVE_BYTES = 64 << 20
+const MAX_ACTIVE = 512
+
+/** Who sent a block: what is banned if it was wrong. */
+export interface Sender {
+  id: string
+  address: Address
+}
+
+interface ActivePiecesOptions {
+  torrent: Torrent
+  picker: PiecePicker
+  buffers: PieceBuffers
+  verify(index: number, buffer: PieceBuffer): Promise<boolean>
+  /** A verified piece: store it and tell everyone. */
+  keep(index: number, buffer: PieceBuffer): Promise<void>
+  ban(sender: Sender, pieceIndex: number): void
+  /** A piece comes from a peer that has it: others may ask us for it already. */
+  passOn(piece: ActivePiece): void
+  /** No more of a piece that is passed on will come, for now. */
+  dropped(piece: ActivePiece): void
+  /** A piece failed its hash. */
+  wasted(sizeBytes: number): void
+  /** Room for new pieces came free. */
+  refill(): void
+  failed(error: unknown): void
+}
+
+/** The pieces on their way in: who fetches each, who may have it from us meanwhile, and whose fault a wrong one is. */
+export class ActivePieces {
+  readonly #o: ActivePiecesOptions
+  readonly #pieces = new Map<number, ActivePiece>()
+  readonly #blame = new Blame<Sender>(STANDARD_BLOCK_BYTES)
+  readonly #senders = new Map<string, Sender>()
+  /** Came wrong at second hand: to be taken only from who has them. */
+  readonly #suspect = new Set<number>()
+  readonly #checks = new Set<Promise<void>>()
+  readonly #max: number
+  #reserved = 0
+
+  constructor(o: ActivePiecesOptions) {
+    this.#o = o
+    this.#max = Math.min(MAX_ACTIVE, Math.max(4, Math.floor(ACTIVE_BYTES / o.torrent.pieceLengthBytes)))
+  }
+
+  get(index: number): ActivePiece | undefined {
+    return this.#pieces.get(index)
+  }
+
+  [Symbol.iterator](): Iterator<ActivePiece> {
+    return this.#pieces.values()
+  }
+
+  get full(): boolean {
+    return this.#pieces.size + this.#reserved >= this.#max
+  }
+
+  /** Makes a piece from elsewhere (the origin) count like one from peers. The buffer stays the caller's. */
+  reserve(): boolean {
+    if (this.full) return false
+    this.#reserved++
+    return true
+  }
+
+  unreserve(): void {
+    this.#reserved--
+  }
+
+  /** A piece that was taken from the picker, for this peer to fetch. */
+  begin(index: number, peer: Peer, nowMs: number): ActivePiece {
+    const sizeBytes = pieceSizeBytes(this.#o.torrent, index)
+    const piece = new ActivePiece({
+      index,
+      sizeBytes,
+      buffer: this.#o.buffers.acquire(this.#o.torrent.pieceLengthBytes),
+      oneSender: this.#blame.wantsOneSender(index),
+      units: Math.ceil(sizeBytes / STANDARD_BLOCK_BYTES),
+    })
+    piece.beganMs = piece.lastProgressMs = nowMs
+    this.#pieces.set(index, piece)
+    this.own(piece, peer)
+    return piece
+  }
+
+  /** What has to come from one sender comes from one who has it. */
+  mayOwn(peer: Peer, index: number): boolean {
+    if (peer.has.has(index)) return true
+    return peer.begun.has(index) && !this.#blame.wantsOneSender(index) && !this.#suspect.has(index)
+  }
+
+  /**
+   * Passed on is only what comes from who has it: so nobody waits for himself, and a wrong piece is two steps from
+   * its sender at most.
+   */
+  own(piece: ActivePiece, peer: Peer): void {
+    if (piece.owner === peer) return
+    piece.owner = peer
+    if (!peer.has.has(piece.index)) piece.secondHand = true
+    else if (!piece.oneSender && !piece.secondHand) {
+      piece.passedOn = true
+      this.#o.passOn(piece)
+    }
+  }
+
+  disown(piece: ActivePiece): void {
+    piece.owner = undefined
+    if (!piece.passedOn) return
+    piece.passedOn = false
+    this.#o.dropped(piece)
+  }
+
+  /** A piece that peers may ask us for while it comes. */
+  passedOn(index: number): ActivePiece | undefined {
+    const piece = this.#pieces.get(index)
+    return piece?.passedOn ? piece : undefined
+  }
+
+  /** All of them. */
+  allPassedOn(): ActivePiece[] {
+    return [...this.#pieces.values()].filter((piece) => piece.passedOn)
+  }
+
+  /** A piece begun by a peer that left must not hold the room that pieces others have could use. */
+  evictOrphan(): void {
+    for (const piece of this.#pieces.values()) {
+      if (piece.owner || !piece.idle) continue
+      this.#pieces.delete(piece.index)
+      this.#o.buffers.release(piece.buffer)
+      this.#o.picker.putBack(piece.index)
+      return
+    }
+  }
+
+  senderOf(peer: Peer): Sender {
+    let sender = this.#senders.get(peer.id)
+    if (!sender) {
+      if (this.#senders.size > 10_000) this.#senders.clear()
+      sender = { id: peer.id, address: peer.address }
+      this.#senders.set(peer.id, sender)
+    }
+    return sender
+  }
+
+  /** All of it is there: to be hashed and kept, or fetched again. */
+  complete(piece: ActivePiece): void {
+    const check = this.#check(piece)
+    this.#checks.add(check)
+    void check.catch((error) => this.#o.failed(error)).finally(() => this.#checks.delete(check))
+  }
+
+  async #check(piece: ActivePiece): Promise<void> {
+    const { index, buffer } = piece
+    piece.checking = true
+    const bytes = buffer.bytes.subarray(0, piece.sizeBytes)
+    try {
+      if (await this.#o.verify(index, buffer)) {
+        for (const liar of this.#blame.succeeded(index, bytes)) this.#o.ban(liar, index)
+        await this.#o.keep(index, buffer)
+      } else {
+        this.#o.wasted(piece.sizeBytes)
+        // who passed it on may be as wronged as we are
+        if (piece.secondHand) this.#suspect.add(index)
+        const liar = piece.secondHand ? undefined : this.#blame.failed(index, bytes, piece.senders)
+        if (liar) this.#o.ban(liar, index)
+        this.#o.picker.putBack(index)
+      }
+    } catch (error) {
+      this.#o.picker.putBack(index)
+      throw error
+    } finally {
+      this.#pieces.delete(index)
+      this.disown(piece)
+      this.#o.buffers.release(buffer)
+    }
+    this.#o.refill()
+  }
+
+  /** Waits for what is being checked; forgets the rest. */
+  async stop(): Promise<void> {
+    await Promise.all(this.#checks)
+    for (const piece of this.#pieces.values()) this.#o.buffers.release(piece.buffer)
+    this.#pieces.clear()
+  }
+}

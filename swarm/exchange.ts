@@ -1,0 +1,349 @@
+import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
+import type { ActivePiece } from './activePiece.ts'
+import type { Sender } from './activePieces.ts'
+import type { Address } from './addresses.ts'
+import { Bitfield } from './bitfield.ts'
+import type { PieceBuffer, PieceBuffers } from './buffers.ts'
+import { chooseUnchoked } from './choker.ts'
+import type { Clock } from './clock.ts'
+import { Downloader } from './downloader.ts'
+import { Neighbours } from './neighbours.ts'
+import type { Peer, PeerHost } from './peer.ts'
+import type { PiecePicker } from './picker.ts'
+import type { RateLimit } from './rate.ts'
+import { Spread } from './spread.ts'
+import { Uploader } from './uploader.ts'
+import { encodeMessage, encodeNumbers, messageId, WireError } from './wire.ts'
+
+const UPLOAD_SLOTS = 24
+const TURN_MS = 10_000
+
+interface ExchangeOptions {
+  torrent: Torrent
+  key: Uint8Array | undefined
+  /** 20 bytes. */
+  peerId: Uint8Array
+  listenPort: number
+  /** What is on disk is in it already. */
+  picker: PiecePicker
+  buffers: PieceBuffers
+  uploadLimit: RateLimit
+  downloadLimit: RateLimit
+  clock: Clock
+  random: () => number
+  dial(address: Address): Peer
+  verify(index: number, buffer: PieceBuffer): Promise<boolean>
+  /** A verified piece: store it, then say `gained`. */
+  keep(index: number, buffer: PieceBuffer): Promise<void>
+  /** A piece we have, held for the caller; undefined if it turns out damaged. */
+  load(index: number): Promise<PieceBuffer | undefined>
+  banned(sender: Sender, pieceIndex: number): void
+  /** Peers were asked for all they can be asked for. */
+  filled(): void
+  failed(error: unknown): void
+}
+
+/** What the peers of a swarm say to each other: who has what, who wants it, who may have it now. */
+export class Exchange implements PeerHost {
+  readonly infoHash: string
+  readonly peerId: Uint8Array
+  readonly key: Uint8Array | undefined
+  readonly pieceCount: number
+  readonly listenPort: number
+  readonly neighbours: Neighbours
+  readonly downloader: Downloader
+  readonly uploader: Uploader
+
+  readonly #o: ExchangeOptions
+  readonly #picker: PiecePicker
+  /** Of one who had everything from the start, until everything is at others. */
+  readonly #spread: Spread<Peer> | undefined
+  /** Nothing is asked for any more. */
+  #paused = false
+  #closed = false
+
+  constructor(o: ExchangeOptions) {
+    const { torrent, picker, buffers, random } = o
+    this.#o = o
+    this.infoHash = torrent.infoHash
+    this.peerId = o.peerId
+    this.key = o.key
+    this.pieceCount = torrent.pieceCount
+    this.listenPort = o.listenPort
+    this.#picker = picker
+    this.neighbours = new Neighbours({ ownId: o.peerId, random, clock: o.clock, dial: o.dial })
+    this.downloader = new Downloader({
+      torrent,
+      picker,
+      buffers,
+      limit: o.downloadLimit,
+      peers: () => this.neighbours.joined,
+      verify: o.verify,
+      keep: o.keep,
+      failed: o.failed,
+      ban: (sender, pieceIndex) => this.#ban(sender, pieceIndex),
+      passOn: (piece) => this.#passOn(piece),
+      progressed: (piece) => this.uploader.progressed(piece),
+      dropped: (piece) => this.uploader.dropped(piece),
+      refill: () => this.fill(),
+    })
+    this.uploader = new Uploader({
+      buffers,
+      limit: o.uploadLimit,
+      pieceSizeBytes: (index) => (index < torrent.pieceCount ? pieceSizeBytes(torrent, index) : 0),
+      nowMs: o.clock.nowMs(),
+      has: (index) => picker.had.has(index),
+      passedOn: (index) => this.downloader.pieces.passedOn(index),
+      sentWhole: (peer, index) => {
+        if (!this.#spread || peer.isAgent) return
+        this.#spread.arrived(peer, index)
+        this.#offer(peer)
+      },
+      load: o.load,
+    })
+    if (picker.had.full)
+      this.#spread = new Spread<Peer>({
+        pieceCount: this.pieceCount,
+        random,
+        isWithPeers: (index) => [...this.neighbours.joined].some((peer) => peer.has.has(index)),
+        has: (peer, index) => peer.has.has(index),
+        tell: (peer, index) => peer.write(encodeNumbers(messageId.have, index)),
+      })
+  }
+
+  get spreads(): boolean {
+    return this.#spread?.over === false
+  }
+
+  /** A seed is connected that has every piece, and says so one by one. */
+  get promised(): boolean {
+    return [...this.neighbours.joined].some((peer) => peer.spreads)
+  }
+
+  joined(peer: Peer): boolean {
+    if (this.#closed || !this.neighbours.admit(peer)) return false
+    const { had } = this.#picker
+    if (this.#spread && this.spreads) {
+      if (peer.fast) peer.write(encodeMessage(messageId.haveNone))
+      this.#spread.joined(peer)
+      // who has pieces says so first
+      this.#o.clock.after(0, () => this.#offer(peer))
+    } else if (peer.fast && had.full) peer.write(encodeMessage(messageId.haveAll))
+    else if (peer.fast && had.count === 0) peer.write(encodeMessage(messageId.haveNone))
+    else if (had.count > 0) peer.write(encodeMessage(messageId.bitfield, had.bytes))
+    return true
+  }
+
+  greeted(peer: Peer): void {
+    for (const piece of this.downloader.pieces.allPassedOn()) this.#tellBegun(peer, piece)
+  }
+
+  left(peer: Peer): void {
+    this.neighbours.left(peer)
+    this.#picker.peerLeft(peer.has)
+    this.#picker.peerLeft(peer.begun)
+    this.downloader.release(peer)
+    this.uploader.drop(peer)
+    this.#spread?.left(peer)
+    if (this.#closed) return
+    this.#rechoke()
+    this.fill()
+  }
+
+  message(peer: Peer, id: number, payload: Buffer): void {
+    const numbers = () => {
+      if (payload.length !== 12) throw new WireError(`message ${id} of ${payload.length} bytes`)
+      return { pieceIndex: payload.readUInt32BE(0), begin: payload.readUInt32BE(4), sizeBytes: payload.readUInt32BE(8) }
+    }
+    switch (id) {
+      case messageId.choke:
+        peer.peerChoking = true
+        // with BEP 6 what it drops it rejects, one by one, and the rest still comes
+        if (!peer.fast) this.downloader.release(peer)
+        this.fill()
+        break
+      case messageId.unchoke:
+        peer.peerChoking = false
+        this.downloader.fill(peer, this.#o.clock.nowMs())
+        break
+      case messageId.interested:
+      case messageId.notInterested:
+        peer.interested = id === messageId.interested
+        peer.waitingSinceMs = this.#o.clock.nowMs()
+        this.#rechoke()
+        break
+      case messageId.have: {
+        const index = payload.length === 4 ? payload.readUInt32BE(0) : this.pieceCount
+        if (index >= this.pieceCount) throw new WireError('has a piece that does not exist')
+        this.#peerHas(peer, index)
+        this.#offer(peer)
+        this.#peerHasMore(peer)
+        break
+      }
+      case messageId.bitfield:
+      case messageId.haveAll:
+        this.#setPieces(peer, id === messageId.bitfield ? payload : undefined)
+        break
+      case messageId.request:
+        this.uploader.request(peer, numbers())
+        break
+      case messageId.cancel:
+        this.uploader.cancel(peer, numbers())
+        break
+      case messageId.reject: {
+        const { pieceIndex, begin } = numbers()
+        const ours = this.downloader.rejected(peer, pieceIndex, begin)
+        // it has not got that piece, whatever it said
+        const not = ours && !peer.peerChoking && (peer.has.remove(pieceIndex) || peer.begun.remove(pieceIndex))
+        if (not) this.#withdrawn(peer, pieceIndex)
+        this.fill()
+        break
+      }
+    }
+  }
+
+  begun(peer: Peer, pieceIndex: number): void {
+    if (pieceIndex >= this.pieceCount) throw new WireError('began a piece that does not exist')
+    if (peer.has.has(pieceIndex) || !peer.begun.add(pieceIndex)) return
+    this.#offered(peer, pieceIndex)
+    this.#peerHasMore(peer)
+  }
+
+  blockTarget(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number): Uint8Array | undefined {
+    return this.downloader.target(peer, pieceIndex, begin, sizeBytes)
+  }
+
+  blockEnd(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number, kept: boolean): void {
+    this.downloader.received(peer, { pieceIndex, begin, sizeBytes, kept }, this.#o.clock.nowMs())
+  }
+
+  /** A piece is on disk. */
+  gained(index: number): void {
+    this.#picker.gained(index)
+    const have = encodeNumbers(messageId.have, index)
+    for (const peer of [...this.neighbours.joined]) {
+      // also who gave it to us: it learns how far its pieces have spread
+      if (!peer.has.full) peer.write(have)
+      if (!peer.offers(index)) continue
+      peer.wanted--
+      if (this.#picker.had.full && peer.has.full) peer.close('both complete')
+      else if (peer.wanted === 0) {
+        peer.amInterested = false
+        peer.write(encodeMessage(messageId.notInterested))
+      }
+    }
+  }
+
+  /** A piece is no longer on disk: fetch it again. */
+  lost(index: number): void {
+    this.#picker.lost(index)
+    this.#spread?.abandon()
+    for (const peer of [...this.neighbours.joined]) {
+      if (!peer.offers(index)) continue
+      peer.wanted++
+      this.#peerHasMore(peer)
+    }
+  }
+
+  tick(nowMs: number): void {
+    this.downloader.tick([...this.neighbours.joined], nowMs)
+    this.uploader.tick(nowMs)
+    for (const peer of this.neighbours.joined) this.#offer(peer)
+    this.#rechoke()
+    this.dialMore()
+    this.fill()
+  }
+
+  /** Asks each peer for what it may be asked for. */
+  fill(): void {
+    if (this.#paused) return
+    const nowMs = this.#o.clock.nowMs()
+    // those with little to offer first: what only the seeds have is left to the seeds
+    for (const peer of [...this.neighbours.joined].sort((a, b) => a.has.count - b.has.count))
+      this.downloader.fill(peer, nowMs)
+    this.#o.filled()
+  }
+
+  /** Who has all waits to be dialled. */
+  dialMore(): void {
+    if (!this.#paused && !this.#picker.had.full) this.neighbours.dialMore()
+  }
+
+  /** Nothing can be stored any more. */
+  pause(): void {
+    this.#paused = true
+  }
+
+  async close(): Promise<void> {
+    this.#paused = this.#closed = true
+    this.neighbours.close('we leave')
+    await this.downloader.stop()
+  }
+
+  /** Its bitfield; aria2 sends another one instead of many a `have`. */
+  #setPieces(peer: Peer, bits: Buffer | undefined): void {
+    const pieces = bits ? Bitfield.parse(this.pieceCount, bits) : new Bitfield(this.pieceCount)
+    if (!pieces) throw new WireError('a malformed bitfield')
+    if (!bits) pieces.addAll()
+    for (let i = 0; i < this.pieceCount; i++) if (pieces.has(i)) this.#peerHas(peer, i)
+    this.#peerHasMore(peer)
+  }
+
+  #peerHas(peer: Peer, index: number): void {
+    if (!peer.has.add(index)) return
+    peer.nothingAt = undefined
+    if (!peer.begun.remove(index)) this.#offered(peer, index)
+    this.#spread?.gained(peer, index)
+  }
+
+  /** It offers one piece more. */
+  #offered(peer: Peer, index: number): void {
+    this.#picker.peerHas(index)
+    peer.nothingAt = undefined
+    if (!this.#picker.had.has(index)) peer.wanted++
+  }
+
+  #withdrawn(peer: Peer, index: number): void {
+    this.#picker.peerLacks(index)
+    if (!this.#picker.had.has(index)) peer.wanted--
+  }
+
+  #peerHasMore(peer: Peer): void {
+    if (peer.has.full && this.#picker.had.full) peer.close('both complete')
+    else if (!peer.amInterested && peer.wanted > 0) {
+      peer.amInterested = true
+      peer.write(encodeMessage(messageId.interested))
+    } else this.downloader.fill(peer, this.#o.clock.nowMs())
+  }
+
+  #passOn(piece: ActivePiece): void {
+    for (const peer of this.neighbours.joined) this.#tellBegun(peer, piece)
+  }
+
+  #tellBegun(peer: Peer, piece: ActivePiece): void {
+    if (piece.owner !== peer && !peer.offers(piece.index)) peer.tellBegun(piece.index)
+  }
+
+  /** Tells it of pieces that it may have from us. */
+  #offer(peer: Peer): void {
+    if (!this.#closed) this.#spread?.offer(peer, this.uploader.spare)
+  }
+
+  #ban(sender: Sender, pieceIndex: number): void {
+    this.#o.banned(sender, pieceIndex)
+    this.neighbours.ban(sender)
+  }
+
+  #rechoke(): void {
+    const nowMs = this.#o.clock.nowMs()
+    const chosen = chooseUnchoked([...this.neighbours.joined], { slots: UPLOAD_SLOTS, turnMs: TURN_MS, nowMs })
+    for (const peer of this.neighbours.joined) {
+      const unchoked = peer.unchokedSinceMs !== undefined
+      if (chosen.has(peer) === unchoked) continue
+      peer.unchokedSinceMs = unchoked ? undefined : nowMs
+      peer.waitingSinceMs = nowMs
+      peer.write(encodeMessage(unchoked ? messageId.choke : messageId.unchoke))
+      if (unchoked) this.uploader.drop(peer)
+    }
+  }
+}
