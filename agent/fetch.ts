@@ -15,12 +15,19 @@ import type { Release } from './releases.ts'
 const retryMs = { first: 1000, last: 60_000 }
 const farewellMs = 2000
 
+export interface Location {
+  zone?: string
+  rack?: string
+}
+
 export interface FetchOptions {
   namespace: string
   release: Release
   node: SwarmNode
   /** Where peers reach the node. */
   address: string
+  /** Where this machine is: peers near it come first. */
+  location: Location
   fleet: FleetClient
   clock: Clock
   log: Logger
@@ -80,7 +87,7 @@ export class ReleaseFetch {
   }
 
   async #attempt(signal: AbortSignal): Promise<void> {
-    const { namespace, release, fleet, node } = this.#o
+    const { namespace, release, fleet } = this.#o
     const descriptor = await release.descriptor(() => fleet.descriptor(namespace, release.artifact.name, signal))
     await release.create()
     if (!release.complete) {
@@ -89,20 +96,36 @@ export class ReleaseFetch {
     }
     const origin = new OriginLease(descriptor)
     const answer = await this.#announce(descriptor, origin, signal)
+    if (release.complete && !answer.seed) await this.#rest(answer.intervalMs, signal)
+    else await this.#swarmWith({ descriptor, origin, first: answer }, signal)
+  }
+
+  /** Others have it who need no help. */
+  async #rest(intervalMs: number, signal: AbortSignal): Promise<void> {
+    this.problem = undefined
+    await this.#o.clock.sleep(jittered(intervalMs), signal)
+  }
+
+  /** Fetches and gives until nobody needs it, or the swarm's key has changed. */
+  async #swarmWith(o: { descriptor: Descriptor; origin: OriginLease; first: AnnounceAnswer }, signal: AbortSignal) {
+    const { release, node } = this.#o
     const swarm = await node.open({
-      torrent: descriptor,
+      torrent: o.descriptor,
       dir: release.files,
       stateFile: release.stateFile,
-      key: Buffer.from(answer.key, 'base64'),
+      key: Buffer.from(o.first.key, 'base64'),
+      zone: this.#o.location.zone,
       peerId: this.#peerId,
       signal,
     })
     this.#swarm = swarm
+    let rests = false
     try {
       this.problem = undefined
       if (release.complete && swarm.missing().length > 0) await release.reopen()
       const finished = swarm.done.then(() => this.#finish())
-      await Promise.race([this.#takePart({ descriptor, swarm, origin, first: answer }, signal), untilFailed(finished)])
+      await Promise.race([this.#takePart({ ...o, swarm }, signal), untilFailed(finished)])
+      rests = !signal.aborted
     } catch (error) {
       // The state may promise what a full disk did not take.
       if (error instanceof ShoalError && error.code === 'DiskFull') await rm(release.stateFile, { force: true })
@@ -110,7 +133,7 @@ export class ReleaseFetch {
     } finally {
       this.#swarm = undefined
       await swarm[Symbol.asyncDispose]()
-      await this.#leave(descriptor, origin)
+      if (!rests) await this.#leave(o.descriptor, o.origin)
     }
   }
 
@@ -121,33 +144,42 @@ export class ReleaseFetch {
     this.#wake()
   }
 
-  /** Announces again and again; returns when the swarm's key has changed. */
+  /** Announces again and again; returns when the swarm's key has changed, or nobody needs what is here whole. */
   async #takePart(
     o: { descriptor: Descriptor; swarm: Swarm; origin: OriginLease; first: AnnounceAnswer },
     signal: AbortSignal,
   ): Promise<void> {
-    const { clock, log } = this.#o
-    let answer: AnnounceAnswer | undefined = o.first
-    let intervalMs = answer.intervalMs
-    let lent = false
+    const { clock } = this.#o
+    // a release that was here already is announced as one that rests, until now
+    let answer = this.complete ? await this.#tryAnnounce(o, signal) : o.first
+    let { intervalMs } = answer ?? o.first
+    let lent = ''
     while (!signal.aborted) {
-      if (answer?.key !== undefined && answer.key !== o.first.key) return
+      if (answer && (answer.key !== o.first.key || (this.complete && !answer.seed))) return
       if (answer) o.swarm.addPeers(answer.peers)
       // Given to the swarm once per lease: giving it again would abort the reads under way.
-      if (o.origin.held !== lent) {
-        lent = o.origin.held
+      if (o.origin.lent !== lent) {
+        lent = o.origin.lent
         o.swarm.setOrigin(lent ? o.origin : undefined)
       }
-      const waitMs = intervalMs * (0.9 + 0.2 * Math.random())
-      const wakeMs = lent ? Math.min(waitMs, o.origin.leftMs + 1) : waitMs
+      const waitMs = jittered(intervalMs)
       const woken = Promise.withResolvers<void>()
       this.#wake = woken.resolve
-      await Promise.race([clock.sleep(wakeMs, signal), woken.promise])
-      answer = await this.#announce(o.descriptor, o.origin, signal).catch((error: unknown) => {
-        if (!signal.aborted) log.info({ artifact: this.artifact.name, err: error }, 'announce not answered')
-        return undefined
-      })
+      await Promise.race([clock.sleep(lent ? Math.min(waitMs, o.origin.leftMs + 1) : waitMs, signal), woken.promise])
+      answer = await this.#tryAnnounce(o, signal)
       intervalMs = answer?.intervalMs ?? intervalMs
+    }
+  }
+
+  async #tryAnnounce(
+    { descriptor, origin }: { descriptor: Descriptor; origin: OriginLease },
+    signal: AbortSignal,
+  ): Promise<AnnounceAnswer | undefined> {
+    try {
+      return await this.#announce(descriptor, origin, signal)
+    } catch (error) {
+      if (!signal.aborted) this.#o.log.info({ artifact: this.artifact.name, err: error }, 'announce not answered')
+      return undefined
     }
   }
 
@@ -170,6 +202,7 @@ export class ReleaseFetch {
   }
 
   #announcement(descriptor: Descriptor, o: { originBytes: number; left: boolean }) {
+    const swarm = this.#swarm
     return {
       namespace: this.#o.namespace,
       artifact: this.artifact.name,
@@ -177,12 +210,18 @@ export class ReleaseFetch {
       peerId: this.#peerId.toString('hex'),
       host: this.#o.address,
       port: this.#o.node.port,
-      havePieces: this.#swarm?.have().pieces ?? (this.complete ? descriptor.pieceCount : 0),
+      havePieces: swarm?.have().pieces ?? (this.complete ? descriptor.pieceCount : 0),
       totalPieces: descriptor.pieceCount,
+      ...(swarm && !this.complete ? { pieces: Buffer.from(swarm.bitfield()).toString('base64') } : {}),
+      ...this.#o.location,
+      connected: swarm?.stats().peers ?? 0,
+      resting: this.complete && !swarm,
       ...o,
     }
   }
 }
+
+const jittered = (ms: number) => ms * (0.9 + 0.2 * Math.random())
 
 /** Settles only with the failure. */
 const untilFailed = (work: Promise<void>): Promise<never> => new Promise((_, reject) => work.catch(reject))

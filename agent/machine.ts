@@ -7,7 +7,7 @@ import type { Metrics } from '../runtime/metrics.ts'
 import type { SwarmNode } from '../swarm/node.ts'
 import { refuseGrant, resolveRun } from './activate.ts'
 import type { Membership } from './enrolment.ts'
-import { ReleaseFetch } from './fetch.ts'
+import { type Location, ReleaseFetch } from './fetch.ts'
 import type { FleetClient } from './fleet.ts'
 import { type GoalBook, goalKey } from './goals.ts'
 import { PlaceClient, placeDirs, releasesInUse, type StartSupervisor } from './place.ts'
@@ -112,7 +112,7 @@ export class Machine implements AsyncDisposable {
 
   /** A fetch for every release a goal names, its last good one too; none for others. */
   async #fetchWhatIsNamed(): Promise<void> {
-    const { goals, metrics, clock, log, node, address, fleet } = this.#o
+    const { goals, metrics, clock, log, node, address, fleet, membership } = this.#o
     metrics.gauge('agent_goals', 'Goals held.').set(goals.accepted.length)
     metrics.gauge('agent_releases_seeded', 'Whole releases given to peers.').set(this.#seeded())
     const named = new Set<string>()
@@ -126,6 +126,7 @@ export class Machine implements AsyncDisposable {
           release: new Release(this.#releasesDir, artifact),
           node,
           address,
+          location: locationOf(membership),
           fleet,
           clock,
           log,
@@ -225,6 +226,13 @@ export class Machine implements AsyncDisposable {
     await this.#watching
     await Promise.all([...this.#fetches.values()].map((fetch) => fetch[Symbol.asyncDispose]()))
   }
+}
+
+/** By the labels of its enrolment. */
+function locationOf({ labels, cluster }: Membership): Location {
+  const zone = labels['topology.kubernetes.io/zone'] ?? cluster
+  const rack = labels['shoal.dev/rack']
+  return { ...(zone !== undefined && { zone }), ...(rack !== undefined && { rack }) }
 }
 
 const summary = (reports: GoalReport[]): string =>

@@ -12,11 +12,18 @@ type Lease = NonNullable<AnnounceAnswer['origin']>
 export class OriginLease implements OriginSource {
   readonly #descriptor: Descriptor
   #url = ''
+  #parts: number[] = []
+  #of = 1
   #untilMs = 0
   #readBytes = 0
 
   constructor(descriptor: Descriptor) {
     this.#descriptor = descriptor
+  }
+
+  /** Which parts are ours now; `''` for none. */
+  get lent(): string {
+    return this.held ? this.#parts.join() : ''
   }
 
   get held(): boolean {
@@ -31,7 +38,13 @@ export class OriginLease implements OriginSource {
   /** `askedMs` is when the announce was sent, by the monotonic clock. */
   renew(lease: Lease | undefined, askedMs: number): void {
     this.#url = lease?.url ?? this.#url
+    this.#parts = lease?.parts ?? []
+    this.#of = lease?.of ?? 1
     this.#untilMs = lease ? askedMs + lease.forMs : 0
+  }
+
+  allows(pieceIndex: number): boolean {
+    return this.#parts.includes(pieceIndex % this.#of)
   }
 
   /** Bytes read since the last call. */

@@ -62,6 +62,11 @@ export const announceRequest = z.object({
   port: z.int().min(1).max(65_535),
   havePieces: z.int(),
   totalPieces: z.int(),
+  pieces: z.base64().optional().describe('Those it has, as a BEP 3 bitfield, while it lacks some.'),
+  zone: z.string().max(253).optional(),
+  rack: z.string().max(253).optional(),
+  connected: z.int().optional().describe('Peers it is connected to.'),
+  resting: z.boolean().default(false).describe('It has everything, and no peer can connect to it.'),
   originBytes: z.int().default(0).describe('Read from the bucket since the last announce that was answered.'),
   left: z.boolean().default(false).describe('The agent leaves the swarm.'),
 })
@@ -71,10 +76,13 @@ export const announceAnswer = z.object({
   key: z.base64().describe('The swarm key: both ends of a connection prove that they know it.'),
   peers: z.array(z.object({ host: z.string(), port: z.int() })).max(50),
   intervalMs: z.int(),
+  seed: z.boolean().default(true).describe('Of one that has everything: peers need it; otherwise it may rest.'),
   origin: z
-    .object({ url: z.url(), expiresAtMs: z.int(), forMs: z.int() })
+    .object({ url: z.url(), expiresAtMs: z.int(), forMs: z.int(), parts: z.array(z.int()), of: z.int().min(1) })
     .optional()
-    .describe('Origin lease: for so long this agent may read, by ranges of this presigned URL, pieces no peer has.'),
+    .describe(
+      'Origin lease: for so long this agent may read, by ranges of this presigned URL, pieces no peer has: each piece i with i % of in parts.',
+    ),
 })
 export type AnnounceAnswer = z.infer<typeof announceAnswer>
 

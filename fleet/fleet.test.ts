@@ -119,7 +119,7 @@ async function machine(
         schema: pollAnswer,
       }),
     announce: (url: string, more: object = {}) =>
-      at(url).request<{ key: string; peers: object[]; origin?: object }>('POST', '/v1/agent/announce', {
+      at(url).request<{ key: string; peers: object[]; origin?: { parts: number[] } }>('POST', '/v1/agent/announce', {
         body: {
           ...{ namespace: 'demo', artifact: 'web-1', infoHash: 'b'.repeat(40), peerId: 'c'.repeat(40) },
           ...{ host: '127.0.0.1', port: 7000, havePieces: 0, totalPieces: 4, ...more },
@@ -335,32 +335,30 @@ test('a machine can’t speak for another, nor without a key the region knows', 
   assert.is((refused as ShoalError).code, 'Unauthorized')
 })
 
-test('one machine at a time may read the bucket, whichever server is asked; another when it falls silent', async () => {
+test('each part of an artifact is lent to one machine at a time, whichever server is asked, and again when it falls silent', async () => {
   const { database, replicas } = await startRegion({ originLeaseMs: 600 })
   await say(replicas, goal(1))
   const machines = await Promise.all(['a', 'b', 'c'].map((name) => machine(database, name)))
   for (const m of machines) await m.poll(replicas[0].url)
-  const holders = async (asked: TestMachine[]) => {
-    const answers = await Promise.all(asked.map((m, n) => m.announce(replicas[n % 2]?.url ?? '')))
+  /** Of each machine asked, the parts it may read. */
+  const parts = async (asked: TestMachine[], more: object = {}) => {
+    const answers = await Promise.all(asked.map((m, n) => m.announce(replicas[n % 2]?.url ?? '', more)))
     assert.is(new Set(answers.map((answer) => answer.key)).size, 1, 'one swarm, one key')
-    return asked.filter((_, n) => answers[n]?.origin).map(({ name }) => name)
+    const lent = answers.map(({ origin }) => origin?.parts ?? [])
+    assert.is(new Set(lent.flat()).size, lent.flat().length, 'no part twice')
+    return lent
   }
-  const first = await until('someone may read the bucket', async () => {
-    const [holder, ...more] = await holders(machines)
-    assert.is(more.length, 0)
-    return holder
-  })
-  assert.equal(await holders(machines), [first])
-  const rest = machines.filter(({ name }) => name !== first)
-  const second = await until('another may, when the first is silent', async () => (await holders(rest))[0], {
-    timeoutMs: 3000,
-  })
-  assert.is.not(second, first)
-  // Who has everything needs the bucket no more.
-  const done = machines.find(({ name }) => name === second)
-  await done?.announce(replicas[0].url, { havePieces: 4, originBytes: 10 })
-  const third = machines.filter(({ name }) => name !== second)
-  assert.is((await holders(third)).length, 1)
+  const covered = async (asked: TestMachine[], timeoutMs: number) =>
+    until('every part that has pieces is lent', async () => new Set((await parts(asked)).flat()).size === 4, {
+      timeoutMs,
+    })
+  await until('someone may read the bucket', async () => (await parts(machines)).flat().length > 0)
+  await covered(machines, 10_000)
+  const [holder, ...rest] = machines as [TestMachine, ...TestMachine[]]
+  await covered(rest, 3000)
+  // Who has everything needs the bucket no more, and others get it from there.
+  await holder.announce(replicas[0].url, { havePieces: 4, originBytes: 10 })
+  assert.equal((await parts(rest, { havePieces: 1 })).flat(), [])
 })
 
 test('the descriptor must be the one that was signed, of an artifact that a goal names', async () => {

@@ -5,20 +5,22 @@ import type { VerificationKey } from '../runtime/dsse.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { Server } from '../runtime/server.ts'
 import type { Database } from '../runtime/sql.ts'
-import { Tracker } from '../swarm/tracker.ts'
 import { countMachines, listFailures } from './counts.ts'
 import { Goals } from './goals.ts'
 import { HubIndex } from './hubIndex.ts'
 import { type FleetRoutesOptions, registerFleetRoutes } from './routes.ts'
+import { Swarms, type SwarmsOptions } from './swarms.ts'
 import { regionSecret, TrackerHolder } from './trackerHolder.ts'
 
 type RouteOptions = Pick<
   FleetRoutesOptions,
-  'region' | 'store' | 'descriptorKey' | 'clusters' | 'certificate' | 'metrics' | 'pollMs' | 'beginWithinMs'
+  'region' | 'descriptorKey' | 'clusters' | 'certificate' | 'metrics' | 'pollMs' | 'beginWithinMs'
 >
 
 export interface FleetOptions extends RouteOptions {
   database: Database
+  /** The region's own bucket; undefined until the hub has said where it is. */
+  store: FleetRoutesOptions['store'] & SwarmsOptions['store']
   /** The hub's. */
   keys: VerificationKey[]
   /** Where the other replicas reach this one. */
@@ -50,6 +52,7 @@ export class Fleet {
   readonly #goals: Goals
   readonly #index: HubIndex
   readonly #holder: TrackerHolder
+  #swarms: Swarms | undefined
   readonly #startedAt: number
 
   constructor(options: FleetOptions) {
@@ -63,7 +66,9 @@ export class Fleet {
 
   /** Reads what was known before, and answers machines from then on. */
   async serve(server: Server): Promise<void> {
-    const { announceMs, database } = this.#options
+    const { database } = this.#options
+    const secret = await regionSecret(database)
+    this.#swarms = new Swarms({ ...this.#options, holder: this.#holder, secret })
     await this.#index.load()
     await this.#goals.refresh()
     await this.#holder.turn()
@@ -72,8 +77,8 @@ export class Fleet {
       goals: this.#goals,
       index: this.#index,
       holder: this.#holder,
-      tracker: new Tracker({ intervalMs: announceMs }),
-      secret: await regionSecret(database),
+      swarms: this.#swarms,
+      secret,
       unreachableMs: () => this.#silentMs(),
     })
   }
@@ -84,6 +89,7 @@ export class Fleet {
       while (!signal.aborted) {
         await clock.sleep(1000, signal).catch(() => undefined)
         if (signal.aborted) return
+        this.#swarms?.expire()
         await this.#goals.refresh().catch((error: unknown) => log.info({ err: error }, 'reading the goals failed'))
       }
     }

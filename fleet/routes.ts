@@ -17,19 +17,17 @@ import { type TrustedCluster, verifyMachineToken, verifyServiceAccountToken } fr
 import type { Metrics } from '../runtime/metrics.ts'
 import { bearerToken, type Server } from '../runtime/server.ts'
 import type { Database } from '../runtime/sql.ts'
-import type { Tracker } from '../swarm/tracker.ts'
 import type { Goal, Goals } from './goals.ts'
 import { grantActivation } from './grant.ts'
 import type { HubIndex } from './hubIndex.ts'
 import { type Machine, noteMachine, publicKeyOf } from './machines.ts'
-import { originLease } from './originLease.ts'
 import { recordReports } from './report.ts'
-import { isReplicaToken, replicaToken, swarmKey, type TrackerHolder } from './trackerHolder.ts'
+import type { Swarms } from './swarms.ts'
+import { isReplicaToken, replicaToken, type TrackerHolder } from './trackerHolder.ts'
 
-/** The region's own bucket, as far as machines need it. */
-interface OriginStore {
+/** The region's own bucket, as far as descriptors need it. */
+interface DescriptorStore {
   readAll(key: string, maxBytes: number): Promise<Uint8Array>
-  presignGet(key: string, expiresSeconds: number): Promise<{ url: string; expiresAtMs: number }>
 }
 
 export interface FleetRoutesOptions {
@@ -37,11 +35,11 @@ export interface FleetRoutesOptions {
   database: Database
   goals: Goals
   index: HubIndex
-  tracker: Tracker
+  swarms: Swarms
   holder: TrackerHolder
   secret: Buffer
   /** Undefined until the hub has said where the bucket is. */
-  store: () => OriginStore | undefined
+  store: () => DescriptorStore | undefined
   descriptorKey: (key: string) => string
   /** The clusters whose nodes are machines of this region. */
   clusters: () => TrustedCluster[]
@@ -53,23 +51,18 @@ export interface FleetRoutesOptions {
   beginWithinMs: number
   /** How long a machine must be silent to be unreachable; longer while this server itself is young. */
   unreachableMs: () => number
-  originLeaseMs: number
   random?: () => number
 }
 
 const maxDescriptorBytes = 32 << 20
 const keptDescriptors = 32
-const presignSeconds = 600
 const agentServiceAccount = 'shoal-agent'
 const forwarded = z.object({ machine: z.string(), announce: announceRequest })
 
 /** The routes of api/fleetApi.ts. Any replica answers any machine. */
 export function registerFleetRoutes(server: Server, options: FleetRoutesOptions): void {
-  const { region, database, goals, index, tracker, holder, secret, metrics, clock, random = Math.random } = options
-  /** Pieces a machine had at its last announce, by info hash and machine; of those that lack some. */
-  const lastHave = new Map<string, number>()
+  const { region, database, goals, index, swarms, holder, secret, metrics, random = Math.random } = options
   const descriptors = new Map<string, Promise<Uint8Array>>()
-  const originBytes = metrics.counter('origin_read_bytes_total', 'Bytes machines read from the region’s bucket.')
   const grants = metrics.counter('grants_total', 'Permissions to activate that were given.')
 
   server.post('/v1/agent/poll', async (request): Promise<PollAnswer> => {
@@ -174,53 +167,15 @@ export function registerFleetRoutes(server: Server, options: FleetRoutesOptions)
   server.post('/v1/replica/announce', async (request): Promise<AnnounceAnswer> => {
     if (!isReplicaToken(secret, bearerToken(request.headers)))
       throw new ShoalError('Unauthorized', 'the caller is not a replica of this region')
-    if (!holder.isHolder) throw new Transient('Unavailable', 'this replica is not the tracker any more')
     const { machine, announce } = forwarded.parse(request.body)
     return track(machine, announce)
   })
 
-  async function track(machine: string, announce: AnnounceRequest): Promise<AnnounceAnswer> {
+  function track(machine: string, announce: AnnounceRequest): Promise<AnnounceAnswer> {
     const artifact = artifactOf(announce.namespace, announce.artifact)
-    const { infoHash, peerId, host, port, havePieces, totalPieces, left } = announce
-    if (infoHash !== artifact.infoHash) throw new ShoalError('Invalid', 'the info hash is not that of the artifact')
-    const completed = havePieces >= totalPieces
-    if (announce.originBytes > 0) originBytes.inc(announce.originBytes)
-    if (left) {
-      tracker.forget(infoHash, machine)
-      lastHave.delete(`${infoHash}/${machine}`)
-    }
-    const known = left
-      ? { peers: [], intervalMs: options.pollMs }
-      : tracker.announce({ infoHash, peerId, machine, host, port, have: havePieces, completed }, clock.monotonic())
-    // A tracker that has just taken over does not know yet which pieces the swarm has.
-    const settled = holder.heldMs > known.intervalMs
-    const wants = !left && !completed && settled && (known.peers.length === 0 || !isFedByPeers(machine, announce))
-    const readBytes = announce.originBytes
-    const held = await originLease(database, { infoHash, machine, wants, readBytes, leaseMs: options.originLeaseMs })
-    const store = options.store()
-    return {
-      key: swarmKey(secret, artifact.descriptorDigest).toString('base64'),
-      peers: known.peers.map(({ host, port }) => ({ host, port })),
-      intervalMs: Math.round(known.intervalMs),
-      ...(held && store && { origin: await origin(store, artifact) }),
-    }
-  }
-
-  /**
-   * Whether a machine can get the rest from its peers: one of them has all of it, and since the last announce, if this
-   * is not the first, it got some. A second reader of the bucket before that would be a second copy.
-   */
-  function isFedByPeers(machine: string, { infoHash, havePieces, totalPieces }: AnnounceRequest): boolean {
-    const key = `${infoHash}/${machine}`
-    const before = lastHave.get(key)
-    if (havePieces < totalPieces) lastHave.set(key, havePieces)
-    else lastHave.delete(key)
-    return tracker.counts(infoHash).complete > 0 && (before === undefined || havePieces > before)
-  }
-
-  async function origin(store: OriginStore, artifact: Template['artifact']) {
-    const { url, expiresAtMs } = await store.presignGet(artifact.key, presignSeconds)
-    return { url, expiresAtMs, forMs: options.originLeaseMs }
+    if (announce.infoHash !== artifact.infoHash)
+      throw new ShoalError('Invalid', 'the info hash is not that of the artifact')
+    return swarms.announce(machine, artifact, announce)
   }
 
   /** The machine that calls: by the key it enrolled with, or as a node of a cluster of this region. */

@@ -39,7 +39,7 @@ test('the rarest missing piece that is offered is taken, and none twice', () => 
   come(picker, all)
   come(picker, some)
   assert.is(
-    picker.take(() => true, 0),
+    picker.take(() => true, { randomFirst: 0 }),
     7,
   )
   const taken = new Set<number | undefined>([7])
@@ -78,7 +78,7 @@ test('what is taken is offered, and no piece that is offered and missing is rare
       for (const [name, argument] of acts) {
         if (name === 'take') {
           const open = argument.filter((index) => !taken.has(index) && !picker.had.has(index))
-          const index = picker.take((each) => argument.includes(each), 0)
+          const index = picker.take((each) => argument.includes(each), { randomFirst: 0 })
           const rarest = Math.min(...open.map((each) => availability[each] ?? 0))
           assert.is(index === undefined ? Number.POSITIVE_INFINITY : availability[index], rarest)
           if (index !== undefined) taken.add(index)

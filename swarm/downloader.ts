@@ -19,13 +19,27 @@ const MIN_PIPELINE_BYTES = 64 << 10
 const MAX_PIPELINE_BYTES = 8 << 20
 /** What a download limit lets us ask for ahead: more than a tick. */
 export const LIMIT_AHEAD_MS = 300
-const BLOCK_TIMEOUT_MS = 15_000
+/**
+ * Without a block for so many times what one took lately, between these bounds, what it was asked for is asked of others:
+ * a machine that lost its power says nothing, and holds pieces that others could give.
+ */
+const BLOCK_TIMEOUT_TIMES = 20
+const MIN_BLOCK_TIMEOUT_MS = 2000
+const MAX_BLOCK_TIMEOUT_MS = 15_000
 const SNUBBED_TIMEOUT_MS = 60_000
 /**
  * In the endgame an idle peer is asked for a piece too, when the one that fetches it stood still this long or needs
  * longer for the rest. Without the wait a tenth of every download came twice.
  */
 const LATE_MS = 500
+/**
+ * Pieces under way from other zones, of those that nobody near has; without near peers that deliver, as many as from
+ * anywhere. In a simulated crowd of three zones 18 % of all bytes crossed them without a bound, 7 % with 2, 4 % with 1.
+ */
+const MAX_FAR = 1
+const FAR_PATIENCE_MS = 2000
+/** Beyond so many news of a peer all that it has is looked through again. */
+const MAX_NEWS = 16
 /** What a peer may send that we did not ask for, before it is a flood. */
 const MAX_UNASKED_BYTES = 32 << 20
 
@@ -57,6 +71,9 @@ export class Downloader {
   readonly #o: DownloaderOptions
   readonly pieces: ActivePieces
   #stopped = false
+  /** When a near peer last sent something. */
+  #lastNearMs: number | undefined
+  #fedNear = false
   downloadedBytes = 0
   wastedBytes = 0
 
@@ -74,6 +91,7 @@ export class Downloader {
   /** Asks this peer for as much as its pipeline holds. */
   fill(peer: Peer, nowMs: number): void {
     if (this.#stopped || peer.peerChoking || !peer.amInterested || peer.closed) return
+    this.#lastNearMs ??= nowMs
     const pipelineBytes = pipelineOf(peer)
     const messages: Buffer[] = []
     while (peer.requestedBytes < pipelineBytes && peer.requests.size < peer.maxRequests) {
@@ -93,43 +111,80 @@ export class Downloader {
 
   #next(peer: Peer, nowMs: number): { piece: ActivePiece; unit: number; units: number } | undefined {
     const maxUnits = peer.blockBytes / STANDARD_BLOCK_BYTES
+    const far = !peer.near && this.#isFedNear(nowMs)
+    const mayFetch = (index: number) => !(far && this.#o.picker.isNear(index))
     for (const wanted of [peer, undefined]) {
       for (const piece of this.pieces) {
         if (piece.owner !== wanted || !this.pieces.mayOwn(peer, piece.index)) continue
-        const run = piece.freeRun(maxUnits)
+        const run = wanted || mayFetch(piece.index) ? piece.freeRun(maxUnits) : undefined
         if (!run) continue
         this.pieces.own(piece, peer)
         return { piece, ...run }
       }
     }
     if (this.pieces.full) this.pieces.evictOrphan()
-    const index = this.pieces.full ? undefined : this.#take(peer)
+    const room = !this.pieces.full && !(far && this.#farPieces >= MAX_FAR)
+    const index = room ? this.#take(peer, mayFetch) : undefined
     if (index !== undefined) {
       const piece = this.pieces.begin(index, peer, nowMs)
       const run = piece.freeRun(maxUnits)
       return run && { piece, ...run }
     }
+    return this.#help(peer, { nowMs, maxUnits, mayFetch })
+  }
+
+  /** A part of what others fetch: nobody asked for it yet, or in the endgame it is late. */
+  #help(
+    peer: Peer,
+    o: { nowMs: number; maxUnits: number; mayFetch: (index: number) => boolean },
+  ): { piece: ActivePiece; unit: number; units: number } | undefined {
+    const helps = (piece: ActivePiece) => !piece.oneSender && peer.has.has(piece.index) && o.mayFetch(piece.index)
     for (const piece of this.pieces) {
-      if (piece.oneSender || !peer.has.has(piece.index)) continue
-      const run = piece.freeRun(maxUnits)
+      const run = helps(piece) ? piece.freeRun(o.maxUnits) : undefined
       if (run) return { piece, ...run }
     }
     if (!this.#o.picker.exhausted || peer.snubbed || peer.requests.size > 0) return undefined
     for (const piece of this.pieces) {
-      if (piece.oneSender || piece.owner === peer || !peer.has.has(piece.index)) continue
-      const run = isLate(piece, nowMs) ? piece.lateRun(maxUnits, askedOf(peer, piece.index)) : undefined
+      if (!helps(piece) || piece.owner === peer || !isLate(piece, o.nowMs)) continue
+      const run = piece.lateRun(o.maxUnits, askedOf(peer, piece.index))
       if (run) return { piece, ...run }
     }
     return undefined
   }
 
-  /** A missing piece that it offers; when there was none, it is asked again once it offers more. */
-  #take(peer: Peer): number | undefined {
-    const { version } = this.#o.picker
-    if (peer.nothingAt === version) return undefined
-    const index = this.#o.picker.take((candidate) => this.pieces.mayOwn(peer, candidate))
-    if (index === undefined) peer.nothingAt = version
+  /** A missing piece that it offers; when there was none, only its news are looked at from then on. */
+  #take(peer: Peer, mayFetch: (index: number) => boolean): number | undefined {
+    const { picker } = this.#o
+    const offered = (candidate: number) => this.pieces.mayOwn(peer, candidate) && mayFetch(candidate)
+    const known = peer.nothingAt === picker.version
+    if (!known) peer.news.length = 0
+    const index = known ? picker.takeOneOf(peer.news, offered) : picker.take(offered, { atLeast: 1 })
+    if (index === undefined) {
+      peer.news.length = 0
+      peer.nothingAt = picker.version
+    }
     return index
+  }
+
+  /** A peer offers a piece that it did not. */
+  offered(peer: Peer, index: number): void {
+    if (peer.nothingAt !== undefined && peer.news.push(index) > MAX_NEWS) peer.nothingAt = undefined
+  }
+
+  /** There are near peers, and they deliver. */
+  #isFedNear(nowMs: number): boolean {
+    const lately = nowMs - (this.#lastNearMs ?? nowMs) <= FAR_PATIENCE_MS
+    const fed = lately && [...this.#o.peers()].some((peer) => peer.near)
+    // what only near peers were to be asked for may be had of others from now on
+    if (this.#fedNear && !fed) this.#o.picker.version++
+    this.#fedNear = fed
+    return fed
+  }
+
+  get #farPieces(): number {
+    let count = 0
+    for (const { owner } of this.pieces) if (owner && !owner.near) count++
+    return count
   }
 
   /** Where an arriving block goes; undefined to throw it away. */
@@ -162,6 +217,8 @@ export class Downloader {
     }
     this.#drop(peer, request)
     const tookMs = nowMs - request.sentMs
+    peer.tookMs = tookMs
+    if (peer.near) this.#lastNearMs = nowMs
     if (tookMs < PROMPT_MS) peer.windowBytes = Math.min(MAX_PIPELINE_BYTES, peer.windowBytes + block.sizeBytes)
     else if (tookMs > LAZY_MS) peer.windowBytes = Math.max(0, peer.windowBytes - block.sizeBytes)
     const piece = this.pieces.get(block.pieceIndex)
@@ -214,7 +271,7 @@ export class Downloader {
       if (!oldest) continue
       const sinceMs = Math.max(oldest.sentMs, peer.lastBlockMs)
       if (peer.snubbed && nowMs - peer.lastBlockMs > SNUBBED_TIMEOUT_MS) peer.close('delivers nothing')
-      else if (nowMs - sinceMs > BLOCK_TIMEOUT_MS) {
+      else if (nowMs - sinceMs > blockTimeoutMs(peer)) {
         for (const { pieceIndex, begin, sizeBytes } of peer.requests.values())
           peer.write(encodeNumbers(messageId.cancel, pieceIndex, begin, sizeBytes))
         peer.snubbed = true
@@ -251,6 +308,11 @@ function isLate(piece: ActivePiece, nowMs: number): boolean {
   if (nowMs - piece.lastProgressMs > LATE_MS) return true
   const bytesPerMs = (piece.owner?.received.bytesPerSecond ?? 0) / 1000
   return nowMs - piece.beganMs > LATE_MS && piece.missingUnits * STANDARD_BLOCK_BYTES > bytesPerMs * LATE_MS
+}
+
+function blockTimeoutMs({ tookMs, receivedBytes }: Peer): number {
+  if (receivedBytes === 0) return MAX_BLOCK_TIMEOUT_MS
+  return Math.min(MAX_BLOCK_TIMEOUT_MS, Math.max(MIN_BLOCK_TIMEOUT_MS, BLOCK_TIMEOUT_TIMES * tookMs))
 }
 
 function pipelineOf(peer: Peer): number {

@@ -7,20 +7,27 @@ import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import { chooseUnchoked } from './choker.ts'
 import type { Clock } from './clock.ts'
 import { Downloader } from './downloader.ts'
+import { FirstCopies } from './firstCopies.ts'
 import { Neighbours } from './neighbours.ts'
 import type { Peer, PeerHost } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
 import type { RateLimit } from './rate.ts'
-import { Spread } from './spread.ts'
 import { Uploader } from './uploader.ts'
 import { encodeMessage, encodeNumbers, messageId, WireError } from './wire.ts'
 
 const UPLOAD_SLOTS = 24
 const TURN_MS = 10_000
+/**
+ * Room that came free goes to the prompter of two peers, so many times, before it goes round: who is asked again
+ * because he just delivered is who everyone asks. In a simulated crowd of 100 at 10 Gbit/s the last had all after 1.05
+ * times the least time instead of 1.75.
+ */
+const FILL_TURNS = 3
 
 interface ExchangeOptions {
   torrent: Torrent
   key: Uint8Array | undefined
+  zone: string | undefined
   /** 20 bytes. */
   peerId: Uint8Array
   listenPort: number
@@ -48,6 +55,7 @@ export class Exchange implements PeerHost {
   readonly infoHash: string
   readonly peerId: Uint8Array
   readonly key: Uint8Array | undefined
+  readonly zone: string | undefined
   readonly pieceCount: number
   readonly listenPort: number
   readonly neighbours: Neighbours
@@ -56,8 +64,7 @@ export class Exchange implements PeerHost {
 
   readonly #o: ExchangeOptions
   readonly #picker: PiecePicker
-  /** Of one who had everything from the start, until everything is at others. */
-  readonly #spread: Spread<Peer> | undefined
+  readonly #firstCopies: FirstCopies
   /** Nothing is asked for any more. */
   #paused = false
   #closed = false
@@ -68,6 +75,7 @@ export class Exchange implements PeerHost {
     this.infoHash = torrent.infoHash
     this.peerId = o.peerId
     this.key = o.key
+    this.zone = o.zone
     this.pieceCount = torrent.pieceCount
     this.listenPort = o.listenPort
     this.#picker = picker
@@ -94,25 +102,19 @@ export class Exchange implements PeerHost {
       nowMs: o.clock.nowMs(),
       has: (index) => picker.had.has(index),
       passedOn: (index) => this.downloader.pieces.passedOn(index),
-      sentWhole: (peer, index) => {
-        if (!this.#spread || peer.isAgent) return
-        this.#spread.arrived(peer, index)
-        this.#offer(peer)
-      },
+      sentWhole: (peer, index) => this.#firstCopies.sent(peer, index),
       load: o.load,
     })
-    if (picker.had.full)
-      this.#spread = new Spread<Peer>({
-        pieceCount: this.pieceCount,
-        random,
-        isWithPeers: (index) => [...this.neighbours.joined].some((peer) => peer.has.has(index)),
-        has: (peer, index) => peer.has.has(index),
-        tell: (peer, index) => peer.write(encodeNumbers(messageId.have, index)),
-      })
+    this.#firstCopies = new FirstCopies({
+      had: picker.had,
+      random,
+      peers: () => this.neighbours.joined,
+      spare: () => this.uploader.spare,
+    })
   }
 
   get spreads(): boolean {
-    return this.#spread?.over === false
+    return this.#firstCopies.seeding
   }
 
   /** A seed is connected that has every piece, and says so one by one. */
@@ -122,15 +124,13 @@ export class Exchange implements PeerHost {
 
   joined(peer: Peer): boolean {
     if (this.#closed || !this.neighbours.admit(peer)) return false
-    const { had } = this.#picker
-    if (this.#spread && this.spreads) {
-      if (peer.fast) peer.write(encodeMessage(messageId.haveNone))
-      this.#spread.joined(peer)
-      // who has pieces says so first
-      this.#o.clock.after(0, () => this.#offer(peer))
-    } else if (peer.fast && had.full) peer.write(encodeMessage(messageId.haveAll))
-    else if (peer.fast && had.count === 0) peer.write(encodeMessage(messageId.haveNone))
-    else if (had.count > 0) peer.write(encodeMessage(messageId.bitfield, had.bytes))
+    const { said } = this.#firstCopies
+    if (peer.fast && said.full) peer.write(encodeMessage(messageId.haveAll))
+    else if (peer.fast && said.count === 0) peer.write(encodeMessage(messageId.haveNone))
+    else if (said.count > 0) peer.write(encodeMessage(messageId.bitfield, said.bytes))
+    this.#firstCopies.joined(peer)
+    // who has pieces says so first
+    this.#o.clock.after(0, () => this.#offer(peer))
     return true
   }
 
@@ -140,11 +140,11 @@ export class Exchange implements PeerHost {
 
   left(peer: Peer): void {
     this.neighbours.left(peer)
-    this.#picker.peerLeft(peer.has)
-    this.#picker.peerLeft(peer.begun)
+    this.#picker.peerLeft(peer.has, peer.near)
+    this.#picker.peerLeft(peer.begun, peer.near)
     this.downloader.release(peer)
     this.uploader.drop(peer)
-    this.#spread?.left(peer)
+    this.#firstCopies.left(peer)
     if (this.#closed) return
     this.#rechoke()
     this.fill()
@@ -217,13 +217,14 @@ export class Exchange implements PeerHost {
     this.downloader.received(peer, { pieceIndex, begin, sizeBytes, kept }, this.#o.clock.nowMs())
   }
 
-  /** A piece is on disk. */
-  gained(index: number): void {
+  /** A piece is on disk. `first`: read from the bucket, so that it is to be spread. */
+  gained(index: number, first: boolean): void {
     this.#picker.gained(index)
+    if (first) this.#firstCopies.add(index)
     const have = encodeNumbers(messageId.have, index)
     for (const peer of [...this.neighbours.joined]) {
       // also who gave it to us: it learns how far its pieces have spread
-      if (!peer.has.full) peer.write(have)
+      if (!peer.has.full && !first) peer.write(have)
       if (!peer.offers(index)) continue
       peer.wanted--
       if (this.#picker.had.full && peer.has.full) peer.close('both complete')
@@ -232,12 +233,18 @@ export class Exchange implements PeerHost {
         peer.write(encodeMessage(messageId.notInterested))
       }
     }
+    if (first) this.#firstCopies.offerAll()
+  }
+
+  /** Nothing more is read from the bucket for now. */
+  endFirstCopies(): void {
+    this.#firstCopies.end()
   }
 
   /** A piece is no longer on disk: fetch it again. */
   lost(index: number): void {
     this.#picker.lost(index)
-    this.#spread?.abandon()
+    this.#firstCopies.abandon()
     for (const peer of [...this.neighbours.joined]) {
       if (!peer.offers(index)) continue
       peer.wanted++
@@ -248,7 +255,7 @@ export class Exchange implements PeerHost {
   tick(nowMs: number): void {
     this.downloader.tick([...this.neighbours.joined], nowMs)
     this.uploader.tick(nowMs)
-    for (const peer of this.neighbours.joined) this.#offer(peer)
+    this.#firstCopies.offerAll()
     this.#rechoke()
     this.dialMore()
     this.fill()
@@ -259,9 +266,17 @@ export class Exchange implements PeerHost {
     if (this.#paused) return
     const nowMs = this.#o.clock.nowMs()
     // those with little to offer first: what only the seeds have is left to the seeds
-    for (const peer of [...this.neighbours.joined].sort((a, b) => a.has.count - b.has.count))
-      this.downloader.fill(peer, nowMs)
+    const peers = [...this.neighbours.joined].sort((a, b) => a.has.count - b.has.count)
+    for (let turn = 0; turn < FILL_TURNS && !this.downloader.pieces.full; turn++) {
+      const [one, other] = [this.#anyOf(peers), this.#anyOf(peers)]
+      if (one && other) this.downloader.fill(one.tookMs < other.tookMs ? one : other, nowMs)
+    }
+    for (const peer of peers) this.downloader.fill(peer, nowMs)
     this.#o.filled()
+  }
+
+  #anyOf(peers: Peer[]): Peer | undefined {
+    return peers[Math.floor(this.#o.random() * peers.length)]
   }
 
   /** Who has all waits to be dialled. */
@@ -291,20 +306,20 @@ export class Exchange implements PeerHost {
 
   #peerHas(peer: Peer, index: number): void {
     if (!peer.has.add(index)) return
-    peer.nothingAt = undefined
-    if (!peer.begun.remove(index)) this.#offered(peer, index)
-    this.#spread?.gained(peer, index)
+    if (peer.begun.remove(index)) this.downloader.offered(peer, index)
+    else this.#offered(peer, index)
+    this.#firstCopies.gained(peer, index)
   }
 
   /** It offers one piece more. */
   #offered(peer: Peer, index: number): void {
-    this.#picker.peerHas(index)
-    peer.nothingAt = undefined
+    this.#picker.peerHas(index, peer.near)
+    this.downloader.offered(peer, index)
     if (!this.#picker.had.has(index)) peer.wanted++
   }
 
   #withdrawn(peer: Peer, index: number): void {
-    this.#picker.peerLacks(index)
+    this.#picker.peerLacks(index, peer.near)
     if (!this.#picker.had.has(index)) peer.wanted--
   }
 
@@ -326,7 +341,7 @@ export class Exchange implements PeerHost {
 
   /** Tells it of pieces that it may have from us. */
   #offer(peer: Peer): void {
-    if (!this.#closed) this.#spread?.offer(peer, this.uploader.spare)
+    if (!this.#closed) this.#firstCopies.offer(peer)
   }
 
   #ban(sender: Sender, pieceIndex: number): void {

@@ -23,6 +23,8 @@ export interface Greeting {
   proofMessage?: number
   /** It has everything, and says so piece by piece. */
   spreads?: boolean
+  /** Where it is, if it says. */
+  zone?: string
   /** Under which number it wants to hear of pieces that we have begun; undefined: it would not understand. */
   begunMessage?: number
 }
@@ -33,6 +35,7 @@ export function encodeGreeting(greeting: {
   maxRequests: number
   nonce?: Uint8Array
   spreads: boolean
+  zone?: string | undefined
 }): Buffer {
   const dictionary = new Map<string, Bencoded>([
     [
@@ -47,6 +50,7 @@ export function encodeGreeting(greeting: {
     ['shoal_block', greeting.blockBytes],
     ['v', Buffer.from('Shoal')],
     ...(greeting.spreads ? [['shoal_spreads', 1] as const] : []),
+    ...(greeting.zone === undefined ? [] : [['shoal_zone', Buffer.from(greeting.zone)] as const]),
   ])
   if (greeting.nonce) dictionary.set('shoal_nonce', greeting.nonce)
   return Buffer.concat([Buffer.from([0]), encodeBencode(dictionary)])
@@ -70,6 +74,8 @@ export function parseGreeting(payload: Uint8Array, standardBlockBytes: number): 
   const listenPort = number(root.get('p'), 1, 65535)
   if (listenPort !== undefined) greeting.listenPort = listenPort
   if (root.get('shoal_spreads') === 1) greeting.spreads = true
+  const zone = root.get('shoal_zone')
+  if (zone instanceof Uint8Array) greeting.zone = Buffer.from(zone).toString()
   const nonce = root.get('shoal_nonce')
   if (nonce instanceof Uint8Array && nonce.length === NONCE_BYTES) greeting.nonce = Uint8Array.from(nonce)
   const messages = root.get('m')

@@ -35,6 +35,8 @@ export interface PeerHost {
   readonly listenPort: number
   /** We have everything, and say so piece by piece. */
   readonly spreads: boolean
+  /** Where we are, if anyone said. */
+  readonly zone: string | undefined
   /** It proved what it had to. @returns false to refuse it. */
   joined(peer: Peer): boolean
   /** It joined, and said what it understands. */
@@ -91,13 +93,19 @@ export class Peer {
   interested = false
   unchokedSinceMs: number | undefined
   waitingSinceMs = 0
+  /** It is in our zone, or one of us does not say where it is. Settled before it joins. */
+  near = true
   /** The picker's version when it offered nothing to begin; undefined: it may. */
   nothingAt: number | undefined
+  /** What it offers since. */
+  readonly news: number[] = []
   /** Pieces it offers and we lack. */
   wanted = 0
   /** By `requestKey`. */
   readonly requests = new Map<number, Request>()
   requestedBytes = 0
+  /** From a request to the end of its block, lately. */
+  tookMs = 0
   /** What may be asked of it at once: grows while it answers promptly. */
   windowBytes = 0
   /** The request whose block is arriving. */
@@ -226,6 +234,7 @@ export class Peer {
         blockBytes: AGENT_BLOCK_BYTES,
         maxRequests: MAX_REQUESTS,
         spreads: host.spreads,
+        zone: host.zone,
         ...(host.key ? { nonce: this.#nonce } : {}),
       })
       this.write(encodeMessage(messageId.extended, greeting))
@@ -253,6 +262,7 @@ export class Peer {
     const greeting = parseGreeting(payload.subarray(1), STANDARD_BLOCK_BYTES)
     if (!greeting) throw new WireError('a malformed extension handshake')
     this.#greeting = greeting
+    if (!this.joined && greeting.zone !== undefined && host.zone !== undefined) this.near = greeting.zone === host.zone
     this.blockBytes = Math.min(greeting.blockBytes, AGENT_BLOCK_BYTES)
     this.maxRequests = Math.min(greeting.maxRequests, MAX_REQUESTS)
     if (!this.dialled && greeting.listenPort) this.address = { host: this.address.host, port: greeting.listenPort }

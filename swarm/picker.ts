@@ -1,6 +1,7 @@
 import { Bitfield } from './bitfield.ts'
 
 const NOWHERE = -1
+const RANDOM_FIRST = 4
 
 /**
  * Which piece to begin next. Rarest first, ties broken at random; the first few at random outright, so that a new
@@ -15,19 +16,22 @@ export class PiecePicker {
   readonly #taken: Bitfield
   /** How many connected peers have each piece. */
   readonly #availability: Uint32Array
+  /** How many of them are near. */
+  readonly #near: Uint16Array
   readonly #order: Uint32Array
   /** Where each piece is in `#order`, if it is missing. */
   readonly #at: Int32Array
   /** Where the group of each availability ends. */
   readonly #ends: number[]
   readonly #random: () => number
-  /** Grows when a piece is to be had again that was not: who had nothing to offer may have now. */
+  /** Grows when a piece is to be had again, or of others, that was not: who had nothing to offer may have now. */
   version = 0
 
   constructor(pieceCount: number, random: () => number) {
     this.had = new Bitfield(pieceCount)
     this.#taken = new Bitfield(pieceCount)
     this.#availability = new Uint32Array(pieceCount)
+    this.#near = new Uint16Array(pieceCount)
     this.#order = Uint32Array.from({ length: pieceCount }, (_, index) => index)
     this.#at = Int32Array.from({ length: pieceCount }, (_, index) => index)
     this.#ends = [pieceCount]
@@ -43,7 +47,13 @@ export class PiecePicker {
     return this.#availability[index] ?? 0
   }
 
-  peerHas(index: number): void {
+  /** Some peer that is near has it. */
+  isNear(index: number): boolean {
+    return (this.#near[index] ?? 0) > 0
+  }
+
+  peerHas(index: number, near = true): void {
+    if (near) this.#near[index] = (this.#near[index] ?? 0) + 1
     const availability = this.availability(index)
     this.#availability[index] = availability + 1
     if (this.#isOut(index)) return
@@ -54,9 +64,14 @@ export class PiecePicker {
     this.#ends[availability] = end
   }
 
-  peerLacks(index: number): void {
+  peerLacks(index: number, near = true): void {
     const availability = this.availability(index)
     if (availability === 0) return
+    if (near) {
+      const left = (this.#near[index] ?? 1) - 1
+      this.#near[index] = left
+      if (left === 0) this.version++
+    }
     this.#availability[index] = availability - 1
     if (this.#isOut(index)) return
     const begin = this.#end(availability - 1)
@@ -64,20 +79,33 @@ export class PiecePicker {
     this.#ends[availability - 1] = begin + 1
   }
 
-  peerLeft(pieces: Bitfield): void {
-    for (let i = 0; i < pieces.size; i++) if (pieces.has(i)) this.peerLacks(i)
+  peerLeft(pieces: Bitfield, near = true): void {
+    for (let i = 0; i < pieces.size; i++) if (pieces.has(i)) this.peerLacks(i, near)
   }
 
-  /** Takes a missing piece for which `offered` holds; undefined if there is none. */
-  take(offered: (index: number) => boolean, randomFirst = 4): number | undefined {
+  /**
+   * Takes a missing piece that so many peers have at least and for which `offered` holds; undefined if there is none.
+   * What peers offer is not among what nobody has, which in a young swarm is nearly everything.
+   */
+  take(offered: (index: number) => boolean, o: { atLeast?: number; randomFirst?: number } = {}): number | undefined {
+    const { atLeast = 0, randomFirst = RANDOM_FIRST } = o
     const anyWill = this.had.count + this.#taken.count < randomFirst
-    let index = anyWill ? this.#find(0, this.#total, offered) : undefined
-    for (let availability = 0; index === undefined && availability < this.#ends.length; availability++)
+    let index = anyWill ? this.#find(this.#end(atLeast - 1), this.#total, offered) : undefined
+    for (let availability = atLeast; index === undefined && availability < this.#ends.length; availability++)
       index = this.#find(this.#end(availability - 1), this.#end(availability), offered)
-    if (index === undefined) return undefined
-    this.#remove(index)
-    this.#taken.add(index)
+    if (index !== undefined) this.#claim(index)
     return index
+  }
+
+  /** Takes the rarest of these that is missing, and for which `offered` holds. */
+  takeOneOf(indexes: readonly number[], offered: (index: number) => boolean): number | undefined {
+    let rarest: number | undefined
+    for (const index of indexes) {
+      if (this.#isOut(index) || !offered(index)) continue
+      if (rarest === undefined || this.availability(index) < this.availability(rarest)) rarest = index
+    }
+    if (rarest !== undefined) this.#claim(rarest)
+    return rarest
   }
 
   /** The fetch of a taken piece came to nothing. */
@@ -101,6 +129,11 @@ export class PiecePicker {
     const indexes: number[] = []
     for (let i = 0; i < this.had.size; i++) if (!this.had.has(i)) indexes.push(i)
     return indexes
+  }
+
+  #claim(index: number): void {
+    this.#remove(index)
+    this.#taken.add(index)
   }
 
   get #total(): number {
@@ -131,7 +164,8 @@ export class PiecePicker {
   }
 
   #swap(a: number, b: number): void {
-    const [atA = 0, atB = 0] = [this.#order[a], this.#order[b]]
+    const atA = this.#order[a] ?? 0
+    const atB = this.#order[b] ?? 0
     this.#order[a] = atB
     this.#order[b] = atA
     this.#at[atB] = a

@@ -14,12 +14,13 @@ interface Fake {
 function seed(pieceCount: number) {
   const peers: Fake[] = []
   const spread = new Spread<Fake>({
-    pieceCount,
+    pieces: Array.from({ length: pieceCount }, (_, index) => index),
     random: () => 0.5,
     isWithPeers: (index) => peers.some((peer) => peer.has.has(index)),
     has: (peer, index) => peer.has.has(index),
     tell: (peer, index) => peer.told.push(index),
   })
+  spread.end()
   return {
     spread,
     join(name: string): Fake {

@@ -1,5 +1,5 @@
 /**
- * Which pieces a seed lets its peers know of, so that first copies spread (BEP 16's super-seeding): each piece is told
+ * Which pieces a seed, or a machine that reads the bucket, lets its peers know of, so that first copies spread (BEP 16's super-seeding): each piece is told
  * to one peer, its taker, who is told of another once someone else has it. So first copies all differ, whoever knows
  * whom, and go to those whose uplinks carry them on. TCP alone shares a seed's link unevenly: one machine of 8 had a
  * third of the first copies and all waited for its link, 1.36 times the least time; 1.21 when by chance they were even.
@@ -15,7 +15,8 @@ interface Member {
 }
 
 interface SpreadOptions<Peer> {
-  pieceCount: number
+  /** What nobody else has, as far as we know. */
+  pieces: Iterable<number>
   random: () => number
   /** Whether any of our peers has a piece. */
   isWithPeers: (index: number) => boolean
@@ -25,6 +26,8 @@ interface SpreadOptions<Peer> {
 
 export class Spread<Peer extends object> {
   readonly #o: SpreadOptions<Peer>
+  readonly #pieces = new Set<number>()
+  #ended = false
   /** Told to nobody, the last one next. */
   readonly #untold: number[] = []
   /** They were with peers when their turn came. */
@@ -35,16 +38,35 @@ export class Spread<Peer extends object> {
 
   constructor(o: SpreadOptions<Peer>) {
     this.#o = o
-    for (let index = 0; index < o.pieceCount; index++) {
-      const at = Math.floor(o.random() * (index + 1))
-      this.#untold.push(this.#untold[at] ?? index)
-      this.#untold[at] = index
-    }
+    for (const index of o.pieces) this.add(index)
+  }
+
+  /** One piece more that nobody else has. */
+  add(index: number): void {
+    this.#pieces.add(index)
+    const at = Math.floor(this.#o.random() * (this.#untold.length + 1))
+    this.#untold.push(this.#untold[at] ?? index)
+    this.#untold[at] = index
+  }
+
+  /** No more will be added. */
+  end(): void {
+    this.#ended = true
   }
 
   /** Every piece is with some peer: nothing is left to spread, and each may know of all. */
   get over(): boolean {
-    return this.#untold.length === 0 && this.#takers.size === 0
+    return this.#ended && this.#untold.length === 0 && this.#takers.size === 0
+  }
+
+  /** Whether a piece is told to peers here, one by one. */
+  covers(index: number): boolean {
+    return this.#pieces.has(index) && !this.over
+  }
+
+  /** Whether a peer may ask for a piece. */
+  told(peer: Peer, index: number): boolean {
+    return !this.covers(index) || this.#members.get(peer)?.told.has(index) === true
   }
 
   joined(peer: Peer): void {
@@ -65,6 +87,7 @@ export class Spread<Peer extends object> {
 
   /** A piece is lost to us, so whoever was told of it waits for nothing: each peer is told of all. */
   abandon(): void {
+    this.#ended = true
     this.#untold.length = 0
     this.#skipped = []
     this.#takers.clear()
@@ -94,7 +117,7 @@ export class Spread<Peer extends object> {
     const member = this.#members.get(peer)
     if (!member) return
     if (this.over) {
-      for (let index = 0; index < this.#o.pieceCount; index++) this.#tell(peer, member, index)
+      for (const index of this.#pieces) this.#tell(peer, member, index)
       this.#members.delete(peer)
       return
     }

@@ -24,6 +24,8 @@ export interface SwarmOptions {
   stateFile?: string
   /** The artifact's swarm key, which both ends prove before any piece is spoken of; undefined: open to anyone. */
   key: Uint8Array | undefined
+  /** Where this machine is: pieces that peers of the same zone have are not taken from others. */
+  zone?: string | undefined
   /** 20 bytes; made up by default. */
   peerId?: Uint8Array
   origin?: OriginSource
@@ -100,13 +102,14 @@ export class Swarm implements AsyncDisposable {
       buffers: p.buffers,
       clock: p.clock,
       verify: (index: number, buffer: PieceBuffer) => p.store.verify(index, buffer),
-      keep: (index: number, buffer: PieceBuffer) => this.#keep(index, buffer),
       failed: (error: unknown) => this.#fail(error),
     }
     this.#exchange = new Exchange({
       ...shared,
       torrent: this.#torrent,
       key: p.options.key,
+      zone: p.options.zone,
+      keep: (index, buffer) => this.#keep(index, buffer, false),
       peerId: p.peerId,
       listenPort: p.listenPort,
       uploadLimit: p.uploadLimit,
@@ -121,6 +124,7 @@ export class Swarm implements AsyncDisposable {
     this.#origin = new OriginReader({
       ...shared,
       pieces: this.#exchange.downloader.pieces,
+      keep: (index, buffer) => this.#keep(index, buffer, true),
       limit: p.downloadLimit,
       pieceSizeBytes: (index) => pieceSizeBytes(this.#torrent, index),
       promised: () => this.#exchange.promised,
@@ -153,7 +157,9 @@ export class Swarm implements AsyncDisposable {
 
   /** Offers or withdraws the bucket; withdrawing aborts reads under way. */
   setOrigin(origin: OriginSource | undefined): void {
-    if (!this.#closing) this.#origin.set(origin)
+    if (this.#closing) return
+    this.#origin.set(origin)
+    if (!origin) this.#exchange.endFirstCopies()
   }
 
   have(): { pieces: number; total: number; bytes: number } {
@@ -161,6 +167,11 @@ export class Swarm implements AsyncDisposable {
     const last = this.pieceCount - 1
     const short = had.has(last) ? this.#torrent.pieceLengthBytes - pieceSizeBytes(this.#torrent, last) : 0
     return { pieces: had.count, total: had.size, bytes: had.count * this.#torrent.pieceLengthBytes - short }
+  }
+
+  /** The pieces we have, as a BEP 3 bitfield. */
+  bitfield(): Uint8Array {
+    return this.#picker.had.bytes
   }
 
   get missingCount(): number {
@@ -208,13 +219,15 @@ export class Swarm implements AsyncDisposable {
   }
 
   /** A verified piece: to disk, then to everyone's knowledge. */
-  async #keep(index: number, buffer: PieceBuffer): Promise<void> {
+  async #keep(index: number, buffer: PieceBuffer, fromOrigin: boolean): Promise<void> {
     await this.#p.store.write(index, buffer)
     if (!this.#closing) this.#p.cache.put(this.#cacheKey(index), buffer)
     this.#origin.gained()
-    this.#exchange.gained(index)
+    this.#exchange.gained(index, fromOrigin)
     this.#p.options.onHave?.(index)
-    if (this.#picker.had.full) void this.#finish()
+    if (!this.#picker.had.full) return
+    this.#exchange.endFirstCopies()
+    void this.#finish()
   }
 
   async #finish(): Promise<void> {

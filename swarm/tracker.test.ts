@@ -7,7 +7,7 @@ const infoHash = 'a'.repeat(40)
 
 function from(machine: number, o: Partial<Announce> = {}): Announce {
   const host = `10.0.${machine >> 8}.${machine & 255}`
-  return { infoHash, peerId: `p${machine}`, machine: `m${machine}`, host, port: 6881, have: 0, completed: false, ...o }
+  return { infoHash, machine: `m${machine}`, host, port: 6881, completed: false, ...o }
 }
 
 test('an answer names different peers, never the one who asks, never more than the handout', () => {
@@ -27,7 +27,7 @@ test('who is complete is handed nobody, and seeds are a third of a handout at mo
   assert.equal(tracker.announce(from(0, { completed: true }), 1).peers, [])
   const seeds = tracker.announce(from(30), 1).peers.filter((peer) => Number(peer.host.split('.')[3]) < 25)
   assert.is(seeds.length, 3)
-  assert.equal(tracker.counts(infoHash), { complete: 25, incomplete: 25 })
+  assert.equal(tracker.counts(infoHash), { complete: 25, incomplete: 25, keepers: 10 })
 })
 
 test('a lone seed is named though the handout is small', () => {
@@ -40,10 +40,10 @@ test('a lone seed is named though the handout is small', () => {
 test('a machine is one entry: a restart replaces it, completing moves it, leaving removes it', () => {
   const tracker = new Tracker()
   tracker.announce(from(1), 0)
-  tracker.announce(from(1, { peerId: 'other', port: 7000 }), 1)
+  tracker.announce(from(1, { port: 7000 }), 1)
   assert.equal(tracker.announce(from(2), 2).peers, [{ host: from(1).host, port: 7000 }])
   tracker.announce(from(1, { completed: true }), 3)
-  assert.equal(tracker.counts(infoHash), { complete: 1, incomplete: 1 })
+  assert.equal(tracker.counts(infoHash), { complete: 1, incomplete: 1, keepers: 1 })
   tracker.forget(infoHash, 'm1')
   assert.equal(tracker.announce(from(2), 4).peers, [])
 })
@@ -54,7 +54,7 @@ test('a machine not heard for three intervals is gone', () => {
   assert.is(tracker.announce(from(2), 2999).peers.length, 1)
   assert.is(tracker.announce(from(2), 3000).peers.length, 0)
   tracker.expire(10_000)
-  assert.equal(tracker.counts(infoHash), { complete: 0, incomplete: 0 })
+  assert.equal(tracker.counts(infoHash), { complete: 0, incomplete: 0, keepers: 0 })
 })
 
 test('intervals are jittered, and a large swarm announces less often', () => {

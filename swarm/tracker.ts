@@ -1,107 +1,86 @@
 import type { Address } from './addresses.ts'
+import { Holdings } from './holdings.ts'
+import { type Member, Members } from './members.ts'
 
 /** What a machine says of itself in one swarm. */
 export interface Announce {
   infoHash: string
-  peerId: string
   /** One entry per machine: a restarted agent replaces itself. */
   machine: string
   host: string
   port: number
-  /** Pieces it has. */
-  have: number
+  /** Where it is, as far as anyone says: its peers are mostly of the same rack, then the same zone. */
+  zone?: string | undefined
+  rack?: string | undefined
+  /** It has every piece. */
   completed: boolean
+  /** Complete, but nobody can connect to it until it is told to seed. */
+  resting?: boolean | undefined
+  /** How many peers it is connected to. */
+  connected?: number | undefined
+  /** Its pieces, as a BEP 3 bitfield. */
+  pieces?: Uint8Array | undefined
 }
 
 export interface AnnounceAnswer {
   peers: Address[]
   /** When to announce again; jittered. */
   intervalMs: number
+  /** Of one who has everything: whether others may need it. It may rest otherwise, until it is told again. */
+  seed: boolean
+}
+
+/** How far the machines of a swarm are. */
+export interface SwarmCounts {
+  complete: number
+  incomplete: number
+  /** Of the complete, those who keep it for whoever comes later. */
+  keepers: number
 }
 
 interface TrackerOptions {
   /** Peers in an answer. */
   handout?: number
   intervalMs?: number
-  /** A larger swarm announces less often, so that all announces of it stay below this. */
+  /** More machines announce less often, so that all announces stay below this. */
   announcesPerSecond?: number
   random?: () => number
 }
 
-interface Member extends Address {
-  machine: string
-  expiresMs: number
-}
-
-/** Those who have everything only need to stay known. */
-const COMPLETE_INTERVALS = 6
+/** Who has everything only needs to stay known. */
+const SEED_INTERVALS = 6
+const REST_INTERVALS = 30
+/** Who has few peers hears of others sooner. */
+const LONELY_INTERVALS = 0.5
+const LONELY_CONNECTIONS = 4
 const JITTER = 0.2
+/**
+ * In a small swarm everyone may know everyone. In a large one each knows some 32, half of them by its own handout: with
+ * 24 the last of 1,000 simulated machines took a tenth longer, with 48 each piece is told to half as many again.
+ */
+const SMALL_SWARM = 64
+const LARGE_HANDOUT = 16
+const ENOUGH_CONNECTIONS = 24
 /** A member is gone after this many of its intervals. */
 const EXPIRY_INTERVALS = 3
 /** At most this share of a handout is complete peers while there are others: a crowd must not all go to the seeds. */
 const COMPLETE_SHARE = 1 / 3
-
-/**
- * Members of one kind: drawn at random in O(1), found by machine, and in the order of their last announce, so that
- * the expired are at the front.
- */
-class Members {
-  readonly #byMachine = new Map<string, { member: Member; at: number }>()
-  readonly #list: Member[] = []
-
-  get size(): number {
-    return this.#list.length
-  }
-
-  set(member: Member): void {
-    this.delete(member.machine)
-    this.#byMachine.set(member.machine, { member, at: this.#list.length })
-    this.#list.push(member)
-  }
-
-  delete(machine: string): void {
-    const entry = this.#byMachine.get(machine)
-    if (!entry) return
-    this.#byMachine.delete(machine)
-    const last = this.#list.pop()
-    if (!last || last === entry.member) return
-    this.#list[entry.at] = last
-    const moved = this.#byMachine.get(last.machine)
-    if (moved) moved.at = entry.at
-  }
-
-  expire(nowMs: number): void {
-    for (const [machine, { member }] of this.#byMachine) {
-      if (member.expiresMs > nowMs) break
-      this.delete(machine)
-    }
-  }
-
-  /** Up to `count` different members in a random order, without `machine`. O(count). */
-  draw(count: number, machine: string, random: () => number): Member[] {
-    const size = this.#list.length
-    const drawn: Member[] = []
-    // a partial Fisher-Yates shuffle over indexes, with only the moved ones written down
-    const moved = new Map<number, number>()
-    for (let i = 0; i < size && drawn.length < count; i++) {
-      const j = i + Math.floor(random() * (size - i))
-      const member = this.#list[moved.get(j) ?? j]
-      moved.set(j, moved.get(i) ?? i)
-      if (member && member.machine !== machine) drawn.push(member)
-    }
-    return drawn
-  }
-}
+/** So many keep an artifact that nobody is fetching, for whoever comes days later. */
+const KEEPERS = 10
 
 interface Table {
-  complete: Members
+  seeds: Members
+  resting: Members
   incomplete: Members
+  keepers: Set<string>
+  holdings: Holdings
 }
 
 /**
  * Who is in which swarm. Names peers, nothing more: an answer is a random few, so the connections of a swarm become a
- * random graph, which stays in one piece; peers settle the pieces among themselves. Held in memory: after a restart it
- * fills again within one interval.
+ * random graph, which stays in one piece; peers settle the pieces among themselves. Most of them are near, so that few
+ * bytes travel far; some are from anywhere, because a zone whose machines know only each other gets nothing that none
+ * of them has (Kraken #244). Held in memory: after a restart it fills again within one interval.
  */
 export class Tracker {
   readonly #tables = new Map<string, Table>()
@@ -109,6 +88,8 @@ export class Tracker {
   readonly #intervalMs: number
   readonly #announcesPerSecond: number
   readonly #random: () => number
+  /** All members of all swarms, by how often they announce. */
+  #load = 0
 
   constructor(o: TrackerOptions = {}) {
     this.#handout = o.handout ?? 30
@@ -117,52 +98,74 @@ export class Tracker {
     this.#random = o.random ?? Math.random
   }
 
-  /** O(handout), whatever the size of the swarm. Who has everything is handed nobody. */
+  /** O(handout + pieces / 8), whatever the size of the swarm. Who has everything is handed nobody. */
   announce(announce: Announce, nowMs: number): AnnounceAnswer {
-    const { infoHash, machine, host, port, completed } = announce
+    const { infoHash, machine, host, port, zone, rack, completed, resting = false } = announce
     let table = this.#tables.get(infoHash)
     if (!table) {
-      table = { complete: new Members(), incomplete: new Members() }
+      table = {
+        seeds: new Members(),
+        resting: new Members(),
+        incomplete: new Members(),
+        keepers: new Set(),
+        holdings: new Holdings(),
+      }
       this.#tables.set(infoHash, table)
     }
-    table.complete.expire(nowMs)
-    table.incomplete.expire(nowMs)
-    const intervalMs = this.#interval(table, completed)
-    const member = { machine, host, port, expiresMs: nowMs + intervalMs * EXPIRY_INTERVALS }
-    const [mine, other] = completed ? [table.complete, table.incomplete] : [table.incomplete, table.complete]
+    const before = load(table)
+    expire(table, nowMs)
+    const intervalMs = this.#interval(announce)
+    const places = zone === undefined ? [] : [zone, ...(rack === undefined ? [] : [`${zone}/${rack}`])]
+    const member = { machine, host, port, places, expiresMs: nowMs + intervalMs * EXPIRY_INTERVALS }
+    const mine = completed ? (resting ? table.resting : table.seeds) : table.incomplete
+    for (const members of [table.seeds, table.resting, table.incomplete]) if (members !== mine) members.delete(machine)
     mine.set(member)
-    other.delete(machine)
-    const peers = completed ? [] : this.#draw(table, machine)
-    return { peers: peers.map((peer) => ({ host: peer.host, port: peer.port })), intervalMs }
+    if (completed) table.holdings.delete(machine)
+    else table.keepers.delete(machine)
+    if (!completed && announce.pieces) table.holdings.set(machine, announce.pieces)
+    this.#load += load(table) - before
+    const enough = completed || (announce.connected ?? 0) >= ENOUGH_CONNECTIONS
+    const peers = enough ? [] : this.#draw(table, member)
+    return {
+      peers: peers.map((peer) => ({ host: peer.host, port: peer.port })),
+      intervalMs,
+      seed: completed && isNeeded(table, machine),
+    }
   }
 
-  #interval(table: Table, completed: boolean): number {
-    const size = table.complete.size + table.incomplete.size
-    const leastMs = (size / this.#announcesPerSecond) * 1000
-    const baseMs = Math.max(leastMs, this.#intervalMs * (completed ? COMPLETE_INTERVALS : 1))
+  #interval(announce: Announce): number {
+    const leastMs = (this.#load / this.#announcesPerSecond) * 1000
+    const baseMs = Math.max(leastMs, this.#intervalMs) * intervals(announce)
     return Math.round(baseMs * (1 - JITTER + 2 * JITTER * this.#random()))
   }
 
-  #draw(table: Table, machine: string): Member[] {
-    const seeds = table.complete.draw(this.#handout, machine, this.#random)
-    const others = table.incomplete.draw(this.#handout, machine, this.#random)
-    const fewSeeds = Math.max(Math.ceil(this.#handout * COMPLETE_SHARE), this.#handout - others.length)
-    return [...seeds.slice(0, fewSeeds), ...others].slice(0, this.#handout)
+  #draw(table: Table, member: Member): Member[] {
+    const isLarge = table.seeds.size + table.incomplete.size > SMALL_SWARM
+    const handout = isLarge ? Math.min(LARGE_HANDOUT, this.#handout) : this.#handout
+    const seeds = table.seeds.draw(handout, member, this.#random)
+    const others = table.incomplete.draw(handout, member, this.#random)
+    const fewSeeds = Math.max(Math.ceil(handout * COMPLETE_SHARE), handout - others.length)
+    return [...seeds.slice(0, fewSeeds), ...others].slice(0, handout)
   }
 
   /** A machine left a swarm. */
   forget(infoHash: string, machine: string): void {
     const table = this.#tables.get(infoHash)
-    table?.complete.delete(machine)
-    table?.incomplete.delete(machine)
+    if (!table) return
+    const before = load(table)
+    for (const members of [table.seeds, table.resting, table.incomplete]) members.delete(machine)
+    table.keepers.delete(machine)
+    table.holdings.delete(machine)
+    this.#load += load(table) - before
   }
 
   /** Drops who was not heard of; announces do it for their own swarm, this for those that fell silent. */
   expire(nowMs: number): void {
-    for (const [infoHash, { complete, incomplete }] of this.#tables) {
-      complete.expire(nowMs)
-      incomplete.expire(nowMs)
-      if (complete.size + incomplete.size === 0) this.#tables.delete(infoHash)
+    for (const [infoHash, table] of this.#tables) {
+      const before = load(table)
+      expire(table, nowMs)
+      this.#load += load(table) - before
+      if (table.seeds.size + table.resting.size + table.incomplete.size === 0) this.#tables.delete(infoHash)
     }
   }
 
@@ -171,8 +174,39 @@ export class Tracker {
     return this.#tables.size
   }
 
-  counts(infoHash: string): { complete: number; incomplete: number } {
+  counts(infoHash: string): SwarmCounts {
     const table = this.#tables.get(infoHash)
-    return { complete: table?.complete.size ?? 0, incomplete: table?.incomplete.size ?? 0 }
+    if (!table) return { complete: 0, incomplete: 0, keepers: 0 }
+    const { seeds, resting, incomplete, keepers } = table
+    return { complete: seeds.size + resting.size, incomplete: incomplete.size, keepers: keepers.size }
   }
+
+  /** How many machines can give this piece, as far as they said. */
+  availability(infoHash: string, pieceIndex: number): number {
+    const table = this.#tables.get(infoHash)
+    return table ? table.seeds.size + table.holdings.availability(pieceIndex) : 0
+  }
+}
+
+function intervals({ completed, resting, connected }: Announce): number {
+  if (completed) return resting ? REST_INTERVALS : SEED_INTERVALS
+  return (connected ?? LONELY_CONNECTIONS) < LONELY_CONNECTIONS ? LONELY_INTERVALS : 1
+}
+
+function load({ seeds, resting, incomplete }: Table): number {
+  return incomplete.size + seeds.size / SEED_INTERVALS + resting.size / REST_INTERVALS
+}
+
+function expire(table: Table, nowMs: number): void {
+  const gone = (machine: string) => {
+    table.keepers.delete(machine)
+    table.holdings.delete(machine)
+  }
+  for (const members of [table.seeds, table.resting, table.incomplete]) members.expire(nowMs, gone)
+}
+
+/** While someone fetches, all who have it give it; after that a few. */
+function isNeeded({ keepers, incomplete }: Table, machine: string): boolean {
+  if (keepers.size < KEEPERS) keepers.add(machine)
+  return keepers.has(machine) || incomplete.size > 0
 }

@@ -80,14 +80,12 @@ function announce(
   if (tracker.swarms >= MAX_SWARMS && tracker.counts(infoHash).complete + tracker.counts(infoHash).incomplete === 0)
     return refusal('the tracker is full')
   const completed = query.get('left') === '0'
-  const { peers, intervalMs } = tracker.announce(
-    { infoHash, peerId, machine, host, port, have: 0, completed },
-    performance.now(),
-  )
+  const { peers, intervalMs } = tracker.announce({ infoHash, machine, host, port, completed }, performance.now())
   const wanted = query.has('numwant') ? Math.max(0, Number(query.get('numwant')) || 0) : peers.length
   const interval = Math.ceil(intervalMs / 1000)
   return new Map<string, Bencoded>([
-    ...Object.entries(tracker.counts(infoHash)),
+    ['complete', tracker.counts(infoHash).complete],
+    ['incomplete', tracker.counts(infoHash).incomplete],
     ['interval', interval],
     ['min interval', Math.ceil(interval / 2)],
     ['peers', compactPeers(peers.slice(0, wanted))],

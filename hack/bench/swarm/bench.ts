@@ -101,11 +101,13 @@ async function crowdRow({ what, args, ratio, copies, best }: CrowdRow, clients: 
 function announcesPerSecond(machines: number, seconds: number): number {
   const tracker = new Tracker()
   const infoHash = '0'.repeat(40)
+  const pieces = Array.from({ length: 64 }, (_, i) => new Uint8Array(2560 / 8).fill(0xff, 0, i * 5))
   const announce = (i: number, nowMs: number) =>
     tracker.announce(
       {
-        ...{ infoHash, peerId: `peer-${i}`, machine: `machine-${i}`, host: '10.0.0.1', port: 1024 + (i % 60_000) },
-        ...{ have: i % 2560, completed: i % 10 === 0 },
+        ...{ infoHash, machine: `machine-${i}`, host: '10.0.0.1', port: 1024 + (i % 60_000) },
+        ...{ zone: `zone-${i % 3}`, rack: `rack-${i % 2500}`, pieces: pieces[i % pieces.length] },
+        completed: i % 10 === 0,
       },
       nowMs,
     )

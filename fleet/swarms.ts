@@ -1,0 +1,85 @@
+import { Transient } from '../api/errors.ts'
+import type { AnnounceAnswer, AnnounceRequest } from '../api/fleetApi.ts'
+import type { Template } from '../rollout/envelope.ts'
+import type { Clock } from '../runtime/clock.ts'
+import type { Metrics } from '../runtime/metrics.ts'
+import { OriginLeases } from '../swarm/originLeases.ts'
+import { Tracker } from '../swarm/tracker.ts'
+import { swarmKey, type TrackerHolder } from './trackerHolder.ts'
+
+const presignSeconds = 600
+
+interface OriginStore {
+  presignGet(key: string, expiresSeconds: number): Promise<{ url: string; expiresAtMs: number }>
+}
+
+export interface SwarmsOptions {
+  holder: TrackerHolder
+  secret: Buffer
+  /** The region's own bucket, as far as machines need it; undefined until the hub has said where it is. */
+  store: () => OriginStore | undefined
+  clock: Clock
+  metrics: Metrics
+  announceMs: number
+  originLeaseMs: number
+}
+
+/** The region's swarms, on the replica that is tracker: who takes part in which, and who may read the bucket. */
+export class Swarms {
+  readonly #o: SwarmsOptions
+  readonly #tracker: Tracker
+  readonly #leases: OriginLeases
+  readonly #originBytes
+
+  constructor(o: SwarmsOptions) {
+    this.#o = o
+    this.#tracker = new Tracker({ intervalMs: o.announceMs })
+    this.#leases = new OriginLeases({ tracker: this.#tracker, leaseMs: o.originLeaseMs })
+    this.#originBytes = o.metrics.counter('origin_read_bytes_total', 'Bytes machines read from the region’s bucket.')
+  }
+
+  /** @throws Transient `Unavailable` on a replica that is not the tracker. */
+  async announce(machine: string, artifact: Template['artifact'], announce: AnnounceRequest): Promise<AnnounceAnswer> {
+    const { holder, secret, clock } = this.#o
+    if (!holder.isHolder) throw new Transient('Unavailable', 'this replica is not the tracker any more')
+    const { infoHash } = artifact
+    const { havePieces, totalPieces, originBytes, left } = announce
+    if (originBytes > 0) this.#originBytes.inc(originBytes)
+    const key = swarmKey(secret, artifact.descriptorDigest).toString('base64')
+    if (left) {
+      this.#tracker.forget(infoHash, machine)
+      this.#leases.release(infoHash, machine)
+      return { key, peers: [], intervalMs: this.#o.announceMs, seed: false }
+    }
+    const nowMs = clock.monotonic()
+    const { host, port, zone, rack, connected, resting, pieces } = announce
+    const { peers, intervalMs, seed } = this.#tracker.announce(
+      {
+        ...{ infoHash, machine, host, port, zone, rack, connected, resting },
+        completed: havePieces >= totalPieces,
+        pieces: pieces === undefined ? undefined : Buffer.from(pieces, 'base64'),
+      },
+      nowMs,
+    )
+    const origin = await this.#origin(artifact, { infoHash, machine, havePieces, totalPieces }, nowMs)
+    return { key, peers, intervalMs, seed, ...(origin && { origin }) }
+  }
+
+  /** Who has just taken over knows neither what the swarm has nor what is lent. */
+  async #origin(
+    { key }: Template['artifact'],
+    request: { infoHash: string; machine: string; havePieces: number; totalPieces: number },
+    nowMs: number,
+  ): Promise<AnnounceAnswer['origin']> {
+    const { holder, originLeaseMs } = this.#o
+    const store = this.#o.store()
+    if (!store || holder.heldMs <= originLeaseMs) return undefined
+    const lent = this.#leases.request(request, nowMs)
+    return lent && { ...(await store.presignGet(key, presignSeconds)), forMs: originLeaseMs, ...lent }
+  }
+
+  /** Drops swarms that nobody was heard of in. */
+  expire(): void {
+    this.#tracker.expire(this.#o.clock.monotonic())
+  }
+}
