@@ -31,6 +31,8 @@ export interface FetchOptions {
   fleet: FleetClient
   clock: Clock
   log: Logger
+  /** Higher goes first. */
+  priority: number
   /** Makes room before anything is written. */
   makeRoom(): Promise<void>
   onChange(): void
@@ -44,16 +46,23 @@ export class ReleaseFetch {
   readonly #running: Promise<void>
   #swarm: Swarm | undefined
   #wake: () => void = () => {}
+  #priority: number
   /** Why the last try failed. */
   problem: { reason: string; message: string } | undefined
 
   constructor(options: FetchOptions) {
     this.#o = options
+    this.#priority = options.priority
     this.#running = this.#run()
   }
 
   get artifact(): Template['artifact'] {
     return this.#o.release.artifact
+  }
+
+  set priority(priority: number) {
+    this.#priority = priority
+    if (this.#swarm) this.#swarm.priority = priority
   }
 
   get complete(): boolean {
@@ -115,6 +124,7 @@ export class ReleaseFetch {
       stateFile: release.stateFile,
       key: Buffer.from(o.first.key, 'base64'),
       zone: this.#o.location.zone,
+      priority: this.#priority,
       peerId: this.#peerId,
       signal,
     })

@@ -115,12 +115,19 @@ export class Machine implements AsyncDisposable {
     const { goals, metrics, clock, log, node, address, fleet, membership } = this.#o
     metrics.gauge('agent_goals', 'Goals held.').set(goals.accepted.length)
     metrics.gauge('agent_releases_seeded', 'Whole releases given to peers.').set(this.#seeded())
-    const named = new Set<string>()
+    // what is to run goes before what it may go back to
+    const priorities = new Map<string, number>()
     for (const goal of goals.accepted) {
-      for (const { artifact } of [goal.template, ...(goal.previous ? [goal.previous.template] : [])]) {
+      const needed = [goal.template, ...(goal.previous ? [goal.previous.template] : [])]
+      for (const [i, { artifact }] of needed.entries()) {
         const name = releaseName(artifact)
-        named.add(name)
-        if (this.#fetches.has(name)) continue
+        const priority = Math.max(priorities.get(name) ?? 0, i === 0 ? 1 : 0)
+        priorities.set(name, priority)
+        const known = this.#fetches.get(name)
+        if (known) {
+          known.priority = priority
+          continue
+        }
         const fetch = new ReleaseFetch({
           namespace: goal.namespace,
           release: new Release(this.#releasesDir, artifact),
@@ -130,13 +137,14 @@ export class Machine implements AsyncDisposable {
           fleet,
           clock,
           log,
+          priority,
           makeRoom: () => this.#evict(),
           onChange: () => this.#tell(),
         })
         this.#fetches.set(name, fetch)
       }
     }
-    const unnamed = [...this.#fetches].filter(([name]) => !named.has(name))
+    const unnamed = [...this.#fetches].filter(([name]) => !priorities.has(name))
     for (const [name] of unnamed) this.#fetches.delete(name)
     await Promise.all(unnamed.map(([, fetch]) => fetch[Symbol.asyncDispose]()))
     if (unnamed.length > 0) await this.#evict()

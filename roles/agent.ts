@@ -26,7 +26,8 @@ const settings = {
   address: z.string(),
   /** `nsenter`: applications run on the host, outside the container this agent is in. */
   host: z.enum(['nsenter']).optional(),
-  uploadBytesPerSecond: rate.optional(),
+  /** Every machine gives; none is to give all of its link. */
+  uploadBytesPerSecond: rate.prefault('200000000'),
   downloadBytesPerSecond: rate.optional(),
 }
 

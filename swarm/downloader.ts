@@ -60,6 +60,8 @@ interface DownloaderOptions {
   dropped(piece: ActivePiece): void
   /** Room for new requests came free. */
   refill(): void
+  /** Another swarm goes first: no piece is begun for now. */
+  yields(): boolean
   failed(error: unknown): void
 }
 
@@ -74,6 +76,8 @@ export class Downloader {
   /** When a near peer last sent something. */
   #lastNearMs: number | undefined
   #fedNear = false
+  /** When anyone last sent something. */
+  lastBlockMs = Number.NEGATIVE_INFINITY
   downloadedBytes = 0
   wastedBytes = 0
 
@@ -123,7 +127,7 @@ export class Downloader {
       }
     }
     if (this.pieces.full) this.pieces.evictOrphan()
-    const room = !this.pieces.full && !(far && this.#farPieces >= MAX_FAR)
+    const room = !this.pieces.full && !(far && this.#farPieces >= MAX_FAR) && !this.#o.yields()
     const index = room ? this.#take(peer, mayFetch) : undefined
     if (index !== undefined) {
       const piece = this.pieces.begin(index, peer, nowMs)
@@ -218,6 +222,7 @@ export class Downloader {
     this.#drop(peer, request)
     const tookMs = nowMs - request.sentMs
     peer.tookMs = tookMs
+    this.lastBlockMs = nowMs
     if (peer.near) this.#lastNearMs = nowMs
     if (tookMs < PROMPT_MS) peer.windowBytes = Math.min(MAX_PIPELINE_BYTES, peer.windowBytes + block.sizeBytes)
     else if (tookMs > LAZY_MS) peer.windowBytes = Math.max(0, peer.windowBytes - block.sizeBytes)

@@ -45,6 +45,8 @@ interface ExchangeOptions {
   /** A piece we have, held for the caller; undefined if it turns out damaged. */
   load(index: number): Promise<PieceBuffer | undefined>
   banned(sender: Sender, pieceIndex: number): void
+  /** Another swarm goes first: no piece is begun for now. */
+  yields(): boolean
   /** Peers were asked for all they can be asked for. */
   filled(): void
   failed(error: unknown): void
@@ -94,6 +96,7 @@ export class Exchange implements PeerHost {
       progressed: (piece) => this.uploader.progressed(piece),
       dropped: (piece) => this.uploader.dropped(piece),
       refill: () => this.fill(),
+      yields: o.yields,
     })
     this.uploader = new Uploader({
       buffers,

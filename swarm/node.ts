@@ -126,10 +126,17 @@ export class SwarmNode implements AsyncDisposable {
       log: this.#log,
       listenPort: this.port,
       dial: (from, address) => this.#dial(from, address),
+      yields: (one) => this.#goesAfter(one),
       onClose: () => this.#swarms.delete(infoHash),
     })
     this.#swarms.set(infoHash, swarm)
     return swarm
+  }
+
+  /** What is needed first is not slowed by the rest; when it stands still, the rest goes on. */
+  #goesAfter(one: Swarm): boolean {
+    for (const other of this.#swarms.values()) if (other.priority > one.priority && other.advances) return true
+    return false
   }
 
   /** Leaves all swarms. */

@@ -30,6 +30,8 @@ interface OriginReaderOptions {
   keep(index: number, buffer: PieceBuffer): Promise<void>
   /** A seed is connected that has every piece, and says so one by one. */
   promised(): boolean
+  /** Another swarm goes first. */
+  yields(): boolean
   /** A read failed, or gave wrong bytes. */
   fault(index: number, error: unknown): void
   failed(error: unknown): void
@@ -45,13 +47,14 @@ export class OriginReader {
   #lease: { source: OriginSource; abort: AbortController } | undefined
   #failures = 0
   #pausedUntilMs = 0
-  #lastGainMs: number
+  /** When any piece came, from anywhere. */
+  lastGainMs: number
   downloadedBytes = 0
   wastedBytes = 0
 
   constructor(o: OriginReaderOptions) {
     this.#o = o
-    this.#lastGainMs = o.clock.nowMs()
+    this.lastGainMs = o.clock.nowMs()
   }
 
   set(source: OriginSource | undefined): void {
@@ -64,15 +67,15 @@ export class OriginReader {
 
   /** Any piece came, from anywhere. */
   gained(): void {
-    this.#lastGainMs = this.#o.clock.nowMs()
+    this.lastGainMs = this.#o.clock.nowMs()
   }
 
   fill(): void {
     const nowMs = this.#o.clock.nowMs()
     const lease = this.#lease
     if (!lease || nowMs < this.#pausedUntilMs) return
-    const patient = nowMs - this.#lastGainMs < PATIENCE_MS
-    if (patient && this.#o.promised()) return
+    const patient = nowMs - this.lastGainMs < PATIENCE_MS
+    if (this.#o.yields() || (patient && this.#o.promised())) return
     while (this.#reads.size < READS_AT_ONCE) {
       if (!this.#o.pieces.reserve()) return
       const index = this.#o.picker.take(

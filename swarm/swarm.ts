@@ -13,6 +13,7 @@ import type { PieceStore } from './store.ts'
 
 const TICK_MS = 250
 const SAVE_MS = 5000
+const ADVANCES_MS = 1000
 
 export interface SwarmOptions {
   torrent: Torrent
@@ -26,6 +27,8 @@ export interface SwarmOptions {
   key: Uint8Array | undefined
   /** Where this machine is: pieces that peers of the same zone have are not taken from others. */
   zone?: string | undefined
+  /** Of the swarms of a node that lack something, those with the highest begin pieces, while any come. 0 by default. */
+  priority?: number
   /** 20 bytes; made up by default. */
   peerId?: Uint8Array
   origin?: OriginSource
@@ -59,6 +62,8 @@ interface SwarmParts {
   log: { debug(fields: object, message: string): void; info(fields: object, message: string): void }
   listenPort: number
   dial(swarm: Swarm, address: Address): Peer
+  /** Another swarm goes first. */
+  yields(swarm: Swarm): boolean
   onClose(swarm: Swarm): void
 }
 
@@ -72,6 +77,7 @@ export class Swarm implements AsyncDisposable {
   /** All pieces are verified, synced and protected. Rejects when the disk is full, on abort and on dispose. */
   readonly done: Promise<void>
 
+  priority: number
   readonly #p: SwarmParts
   readonly #torrent: Torrent
   readonly #picker: PiecePicker
@@ -86,6 +92,7 @@ export class Swarm implements AsyncDisposable {
     this.#p = p
     this.#torrent = p.options.torrent
     this.infoHash = this.#torrent.infoHash
+    this.priority = p.options.priority ?? 0
     this.peerId = p.peerId
     this.listenPort = p.listenPort
     this.pieceCount = this.#torrent.pieceCount
@@ -103,6 +110,7 @@ export class Swarm implements AsyncDisposable {
       clock: p.clock,
       verify: (index: number, buffer: PieceBuffer) => p.store.verify(index, buffer),
       failed: (error: unknown) => this.#fail(error),
+      yields: () => p.yields(this),
     }
     this.#exchange = new Exchange({
       ...shared,
@@ -193,6 +201,12 @@ export class Swarm implements AsyncDisposable {
       peers: neighbours.joined.size,
       banned: neighbours.banned,
     }
+  }
+
+  /** @internal It lacks pieces, and gets them. */
+  get advances(): boolean {
+    const lastMs = Math.max(this.#exchange.downloader.lastBlockMs, this.#origin.lastGainMs)
+    return !this.#picker.had.full && this.#p.clock.nowMs() - lastMs < ADVANCES_MS
   }
 
   /** @internal A connection we dialled is over, joined or not. */

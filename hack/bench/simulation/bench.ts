@@ -7,7 +7,7 @@ import { type SimulationResult, SwarmSimulation } from '../../../test/simulation
 
 const { quick, seed } = new Command('run')
   .description('Simulates 1,000 and 20,000 machines that fetch 10 GB; about an hour and a half on one core.')
-  .option('--quick', 'under a minute: 100 and 400 machines, 4 GB')
+  .option('--quick', 'under a minute: 150 and 450 machines, 8 GB')
   .option(
     '--seed <n>',
     'the same number gives the same run',
@@ -20,8 +20,8 @@ const { quick, seed } = new Command('run')
   .parse()
   .opts<{ quick?: boolean; seed: number }>()
 
-const [few, many] = quick ? [100, 400] : [1000, 20_000]
-const sizeBytes = quick ? 4e9 : 10e9
+const [few, many] = quick ? [150, 450] : [1000, 20_000]
+const sizeBytes = quick ? 8e9 : 10e9
 const bytesPerSecond = 1.25e9
 const floorMs = (sizeBytes / bytesPerSecond) * 1000
 let missed = false
