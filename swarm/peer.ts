@@ -126,6 +126,7 @@ export class Peer {
   #greeting: Greeting | undefined
   #lastReadMs: number
   #lastWriteMs: number
+  readonly #unsent: Uint8Array[] = []
 
   constructor(o: PeerOptions) {
     this.#o = o
@@ -163,10 +164,19 @@ export class Peer {
     }
   }
 
+  /** Goes with all that is said in this turn of the event loop: 24 machines say a thousand things a second each. */
   write(bytes: Uint8Array): void {
     if (this.closed) return
+    if (this.#unsent.push(bytes) === 1) setImmediate(() => this.flush())
+  }
+
+  /** Sends at once what was said. */
+  flush(): void {
+    const [first] = this.#unsent
+    if (!first || this.closed) return
     this.#lastWriteMs = this.#o.clock.nowMs()
-    this.socket.write(bytes)
+    this.socket.write(this.#unsent.length === 1 ? first : Buffer.concat(this.#unsent))
+    this.#unsent.length = 0
     if (this.socket.writableLength > MAX_UNSENT_BYTES) this.close('does not read')
   }
 

@@ -151,6 +151,7 @@ export class Uploader {
     const { socket } = peer
     socket.cork()
     peer.write(encodeBlockHeader(pieceIndex, begin, sizeBytes))
+    peer.flush()
     // the callback comes in any case, also when the socket fails
     socket.write(buffer.bytes.subarray(begin, begin + sizeBytes), () => this.#o.buffers.release(buffer))
     socket.uncork()
