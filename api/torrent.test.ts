@@ -79,6 +79,17 @@ test('what leads out of its folder or contradicts itself is refused', () => {
   refused(Buffer.from('nonsense'), /bencoded/)
 })
 
+test('a small file that would take all memory, or minutes, is refused or read in time', () => {
+  // lists in a list, each of which costs some hundred bytes of memory
+  refused(Buffer.concat([Buffer.from('l'), Buffer.alloc(40 << 20, 'le'), Buffer.from('e')]), /bencoded/)
+  const deep = Array.from({ length: 500 }, (_, i) => file(`${i}${'/a'.repeat(1000)}`, i === 0 ? 3 * KIB16 : 0))
+  const bytes = foreign({ files: deep })
+  const beganMs = performance.now()
+  assert.is(parseTorrent(bytes).files.length, 500)
+  assert.ok(performance.now() - beganMs < 10_000)
+  refused(foreign({ files: [file('a/b', 3 * KIB16), file('a-', 0), file('a', 0)] }), /no folder/)
+})
+
 test('what was encoded is what is parsed; random damage is refused or gives another infohash', () => {
   const input: TorrentInput = {
     ...{ name: 'n', pieceLengthBytes: KIB16, singleFile: false, private: true, announce: 'http://t/a' },

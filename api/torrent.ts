@@ -45,6 +45,8 @@ export interface Torrent extends TorrentInput {
   digest: string
 }
 
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+
 /** What a torrent may hold. 1 TiB in pieces of 4 MiB fits. */
 const limits = {
   torrentBytes: 64 << 20,
@@ -160,7 +162,7 @@ function validate(input: TorrentInput): Pick<Torrent, 'sizeBytes' | 'pieceCount'
 /** Unique, and no file or link is also a folder of another: so nothing is ever written through a link. */
 function checkFiles(files: TorrentFile[]): number {
   let sizeBytes = 0
-  const leaves = new Set<string>()
+  const folders: string[] = []
   for (const file of files) {
     if (!Number.isSafeInteger(file.sizeBytes) || file.sizeBytes < 0) throw invalid('a size is not a whole number')
     sizeBytes += file.sizeBytes
@@ -171,12 +173,15 @@ function checkFiles(files: TorrentFile[]): number {
       if (file.sizeBytes !== 0 || file.executable) throw invalid('a symlink has a size or a mode')
       if (file.symlink !== '') checkPath(file.symlink, 'symlink')
     }
-    if (leaves.has(file.path)) throw invalid(`${JSON.stringify(file.path)} is there twice`)
-    leaves.add(file.path)
+    folders.push(`${file.path}/`)
   }
-  for (const { path } of files) {
-    for (let end = path.lastIndexOf('/'); end > 0; end = path.lastIndexOf('/', end - 1))
-      if (leaves.has(path.slice(0, end))) throw invalid(`${JSON.stringify(path)} is inside something that is no folder`)
+  // sorted, what is inside a path comes right after it; looking up every parent would be quadratic in a path's length
+  let before: string | undefined
+  for (const folder of folders.sort()) {
+    if (folder === before) throw invalid(`${JSON.stringify(folder.slice(0, -1))} is there twice`)
+    if (before !== undefined && folder.startsWith(before))
+      throw invalid(`${JSON.stringify(folder.slice(0, -1))} is inside something that is no folder`)
+    before = folder
   }
   return sizeBytes
 }
@@ -236,7 +241,7 @@ function segments(value: Bencoded | undefined, what: string): string {
 
 function text(value: Bencoded | undefined, what: string): string {
   try {
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(byteString(value, what))
+    return utf8.decode(byteString(value, what))
   } catch (error) {
     throw error instanceof Stalled ? error : invalid(`${what} is not UTF-8`, error)
   }
