@@ -74,10 +74,15 @@ export class PiecePicker {
     let index = anyWill ? this.#find(0, this.#total, offered) : undefined
     for (let availability = 0; index === undefined && availability < this.#ends.length; availability++)
       index = this.#find(this.#end(availability - 1), this.#end(availability), offered)
-    if (index === undefined) return undefined
-    this.#remove(index)
-    this.#taken.add(index)
+    if (index !== undefined) this.takeThis(index)
     return index
+  }
+
+  /** Takes this piece. @returns false when it is not missing, or taken already. */
+  takeThis(index: number): boolean {
+    if (this.#isOut(index)) return false
+    this.#remove(index)
+    return this.#taken.add(index)
   }
 
   /** The fetch of a taken piece came to nothing. */
