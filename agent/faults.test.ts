@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { chmod, readFile, readlink, rm } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -17,7 +18,7 @@ const isOf = (link: string, release: TestRelease): boolean => link.includes(rele
 test('an agent killed in the middle of a download goes on with what it had', async () => {
   await using world = await TestRegion.create(5 << 20)
   const machine = await world.machine('m1')
-  const big = await world.release('big', { fillBytes: 40 << 20 })
+  const big = await world.release('big', { fill: randomBytes(40 << 20) })
   world.deploy(1, big)
   const agent = machine.start()
   const dir = join(machine.dataDir, 'releases', releaseName(big.template.artifact))

@@ -126,6 +126,7 @@ export class ReleaseFetch {
       zone: this.#o.location.zone,
       priority: this.#priority,
       peerId: this.#peerId,
+      local: release.complete ? [] : await release.others(),
       signal,
     })
     this.#swarm = swarm

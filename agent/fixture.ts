@@ -132,14 +132,14 @@ export class TestRegion implements AsyncDisposable {
   /** A release of an application that answers its version, seeded; `files` come on top. */
   async release(
     version: string,
-    o: { health?: 'bad' | 'exit'; fillBytes?: number; activation?: Partial<Activation> } = {},
+    o: { health?: 'bad' | 'exit'; fill?: Uint8Array; activation?: Partial<Activation> } = {},
   ): Promise<TestRelease> {
     const dir = join(this.dir, `build-${version}`)
     await mkdir(join(dir, 'bin'), { recursive: true })
     await writeFile(join(dir, 'bin', 'run'), '#!/bin/sh\nexec "$NODE" app.cjs\n', { mode: 0o755 })
     await writeFile(join(dir, 'app.cjs'), application(version, o.health))
     await symlink('../app.cjs', join(dir, 'bin', 'link'))
-    if (o.fillBytes) await writeFile(join(dir, 'fill'), randomBytes(o.fillBytes))
+    if (o.fill) await writeFile(join(dir, 'fill'), o.fill)
     const hashed = await hashOutput(dir, { name: 'app' })
     const seedDir = join(this.dir, `seed-${version}`)
     await cp(dir, seedDir, { recursive: true, verbatimSymlinks: true })

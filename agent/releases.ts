@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path'
 import { type Descriptor, parseDescriptor } from '../api/descriptor.ts'
 import { ShoalError, Transient } from '../api/errors.ts'
 import type { Template } from '../rollout/envelope.ts'
+import type { LocalRelease } from '../swarm/localChunks.ts'
 import { syncFolder, writeDurably } from './supervisor/durable.ts'
 
 type Artifact = Template['artifact']
@@ -67,6 +68,23 @@ export class Release {
     )
       throw new ShoalError('DescriptorInvalid', `the descriptor of ${this.artifact.name} is not the one the hub signed`)
     return descriptor
+  }
+
+  /** The complete releases beside it: most of it may be in them. */
+  async others(): Promise<LocalRelease[]> {
+    const dir = dirname(this.dir)
+    const found: LocalRelease[] = []
+    for (const name of await readdir(dir)) {
+      const other = join(dir, name)
+      if (other === this.dir || !existsSync(join(other, 'complete'))) continue
+      try {
+        const torrent = parseDescriptor(await readFile(join(other, 'descriptor.torrent')))
+        found.push({ torrent, dir: join(other, 'files') })
+      } catch {
+        // Removed meanwhile, or damaged: then there is less to take.
+      }
+    }
+    return found
   }
 
   /** Nothing in it changes any more; whole after power loss. */

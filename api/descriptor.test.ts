@@ -64,6 +64,31 @@ test('random damage is refused or changes the digest, and never throws anything 
   assertDamageShows(bytes, (each) => parseDescriptor(each).digest)
 })
 
+test('chunks add up to the files, or are refused; a descriptor may have none', () => {
+  const entry = (sizeBytes: number) => {
+    const bytes = Buffer.alloc(12, 5)
+    bytes.writeUInt32BE(sizeBytes)
+    return bytes
+  }
+  const files = [
+    file('a', 10),
+    file('b', 0),
+    { path: 'c', sizeBytes: 0, executable: false, symlink: 'a' },
+    file('d', 7),
+  ]
+  const encode = (chunks: Uint8Array) => encodeDescriptor({ ...inputOf(files), chunks })
+  const list = Buffer.concat([4, 6, 7].map(entry))
+  assert.equal(Buffer.from(parseDescriptor(encode(list)).chunks ?? []), list)
+  assert.is(parseDescriptor(encodeDescriptor(inputOf(files))).chunks, undefined)
+  for (const sizes of [[], [10], [4, 6], [17], [4, 7, 6], [4, 6, 8], [4, 6, 7, 1], [4, 6, 7, 0], [0, 4, 6, 7], [4, 13]])
+    assert.throws(
+      () => encode(Buffer.concat(sizes.map(entry))),
+      (error: { code?: string }) => error.code === 'DescriptorInvalid',
+      `${sizes}`,
+    )
+  assert.throws(() => encode(list.subarray(0, 35)), /half an entry/)
+})
+
 test('paths that leave the artifact, repeat or hide another are refused', () => {
   for (const path of ['/etc/passwd', '../x', 'a/../../x', 'a//b', '', '.', 'a/.', 'a/', 'a\0b', 'x'.repeat(256)])
     refused([file(path)])

@@ -16,6 +16,8 @@ export interface DescriptorInput {
   pieceSha1: Uint8Array
   /** 32 bytes per piece. */
   pieceSha256: Uint8Array
+  /** As in `chunks.ts`. Absent from what an older version built. */
+  chunks?: Uint8Array | undefined
 }
 
 /** `digest` is the identity of the artifact's files. */

@@ -1,10 +1,11 @@
 /**
  * A `.torrent` of BitTorrent v1: files whose bytes, one after the other, are cut into pieces, and the pieces' SHA-1
- * (BEP 3). Modes, links and padding follow BEP 47; `piece sha256` is ours. Any client's file is read; what leads out of
+ * (BEP 3). Modes, links and padding follow BEP 47; `piece sha256` and `chunk sha256` are ours. Any client's file is read; what leads out of
  * its folder or contradicts itself is refused.
  */
 import { createHash } from 'node:crypto'
 import { type Bencoded, decodeBencode, encodeBencode } from './bencode.ts'
+import { checkChunks } from './chunks.ts'
 import { Stalled } from './errors.ts'
 
 export interface TorrentFile {
@@ -29,6 +30,8 @@ export interface TorrentInput {
   pieceSha1: Uint8Array
   /** 32 bytes per piece; undefined: another client made it. */
   pieceSha256: Uint8Array | undefined
+  /** As in `chunks.ts`; absent: it is fetched without a look at other releases. */
+  chunks?: Uint8Array | undefined
   /** It is one file called `name`, not a folder of that name. */
   singleFile: boolean
   private: boolean
@@ -85,6 +88,7 @@ export function parseTorrent(bytes: Uint8Array): Torrent {
       : [{ path: name, sizeBytes: integer(info.get('length'), 'length'), ...attributes(info) }],
     pieceSha1: byteString(info.get('pieces'), 'pieces'),
     pieceSha256: info.has('piece sha256') ? byteString(info.get('piece sha256'), 'piece sha256') : undefined,
+    ...(info.has('chunk sha256') ? { chunks: byteString(info.get('chunk sha256'), 'chunk sha256') } : {}),
     singleFile: !entries,
     private: info.get('private') === 1,
     announce: root.has('announce') ? text(root.get('announce'), 'announce') : undefined,
@@ -106,6 +110,7 @@ export function encodeTorrent(input: TorrentInput): Uint8Array {
     if (file.executable) info.set('attr', Buffer.from('x'))
   } else info.set('files', input.files.map(encodeFile))
   if (input.pieceSha256) info.set('piece sha256', input.pieceSha256)
+  if (input.chunks) info.set('chunk sha256', input.chunks)
   if (input.private) info.set('private', 1)
   const root = new Map<string, Bencoded>([['info', info]])
   if (input.announce !== undefined) root.set('announce', Buffer.from(input.announce))
@@ -156,6 +161,7 @@ function validate(input: TorrentInput): Pick<Torrent, 'sizeBytes' | 'pieceCount'
   if (input.pieceSha1.length !== pieceCount * 20) throw invalid('pieces does not match the sizes')
   if (input.pieceSha256 && input.pieceSha256.length !== pieceCount * 32)
     throw invalid('piece sha256 does not match the sizes')
+  if (input.chunks) checkChunks(input.chunks, input.files)
   return { sizeBytes, pieceCount }
 }
 
@@ -257,7 +263,7 @@ function integer(value: Bencoded | undefined, what: string): number {
   return value
 }
 
-/** @internal What both this and the descriptor refuse with. */
+/** @internal What this, the descriptor and its chunks are refused with. */
 export function invalid(message: string, cause?: unknown): Stalled {
   return new Stalled('DescriptorInvalid', `The descriptor is refused: ${message}.`, { cause })
 }

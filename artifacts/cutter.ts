@@ -1,5 +1,6 @@
 import { createHash, type Hash } from 'node:crypto'
 
+/** One digest, or many, over the bytes of all files. */
 export interface HashPlan {
   algorithm: 'sha1' | 'sha256'
   /** A digest for each so many bytes of the blob; absent: one of it all. */

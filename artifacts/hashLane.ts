@@ -1,24 +1,28 @@
 /** A worker thread of hashOutput: reads the files in order and runs some of the hashes over their bytes. */
 import { closeSync, constants, openSync, readSync } from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
+import { Chunker } from './chunker.ts'
 import { Cutter, type HashPlan } from './cutter.ts'
+
+/** Digests of the blob, or the chunks of its files. */
+export type LanePlan = HashPlan | { chunkAverageBytes: number }
 
 export interface LaneInput {
   files: { absolute: string; sizeBytes: number }[]
-  plans: HashPlan[]
+  plans: LanePlan[]
 }
 
-/** `progress` now and then, one of the others at the end. `digests`: per plan, all its digests one after the other. */
+/** `progress` now and then, one of the others at the end. `results`: per plan, its digests or chunks, one after the other. */
 export type LaneMessage =
   | { type: 'progress'; bytes: number }
-  | { type: 'done'; digests: Uint8Array[] }
+  | { type: 'done'; results: Uint8Array[] }
   | { type: 'changed'; absolute: string }
 
 const READ_BYTES = 1 << 20
 const PROGRESS_BYTES = 64 << 20
 
 function run({ files, plans }: LaneInput, post: (message: LaneMessage) => void): void {
-  const cutters = plans.map((plan) => new Cutter(plan))
+  const cutters = plans.map((plan) => ('algorithm' in plan ? new Cutter(plan) : new Chunker(plan.chunkAverageBytes)))
   const buffer = Buffer.allocUnsafeSlow(READ_BYTES)
   let total = 0
   let reported = 0
@@ -42,11 +46,12 @@ function run({ files, plans }: LaneInput, post: (message: LaneMessage) => void):
         post({ type: 'changed', absolute })
         return
       }
+      for (const cutter of cutters) if (cutter instanceof Chunker) cutter.endFile()
     } finally {
       closeSync(fd)
     }
   }
-  post({ type: 'done', digests: cutters.map((cutter) => cutter.finish()) })
+  post({ type: 'done', results: cutters.map((cutter) => cutter.finish()) })
 }
 
 const port = parentPort

@@ -4,8 +4,8 @@ import { Worker } from 'node:worker_threads'
 import { encodeDescriptor, parseDescriptor } from '../api/descriptor.ts'
 import { Stalled } from '../api/errors.ts'
 import { suggestPieceLengthBytes } from '../api/torrent.ts'
-import type { HashPlan } from './cutter.ts'
-import type { LaneInput, LaneMessage } from './hashLane.ts'
+import { chunkAverageBytes } from './chunker.ts'
+import type { LaneInput, LaneMessage, LanePlan } from './hashLane.ts'
 import { listOutput, type OutputFile } from './outputFiles.ts'
 import { choosePartSizeBytes, compositeChecksum, type PartRange, partRanges } from './partSize.ts'
 
@@ -42,8 +42,9 @@ export interface HashedOutput {
 }
 
 /**
- * Hashes a build's output, a file or a folder: blob, pieces and parts, each byte by four hashes. Two threads with two
- * hashes each, reading the files themselves; that costs one more read from the page cache and saves passing buffers.
+ * Hashes a build's output, a file or a folder: blob, pieces, parts and chunks, each byte by five hashes. Three threads
+ * of about the same work, reading the files themselves; that costs two more reads from the page cache and saves passing
+ * buffers.
  * The same files and name give the same digests.
  *
  * @throws Stalled as `listOutput`; `Invalid` when a file changes meanwhile
@@ -55,12 +56,13 @@ export async function hashOutput(path: string, options: HashOptions): Promise<Ha
   const pieceLengthBytes = suggestPieceLengthBytes(sizeBytes)
   const onBytes = options.onBytes && ((bytes: number) => options.onBytes?.(bytes, sizeBytes))
 
-  const [[blob, partDigests], pieces] = await Promise.all([
+  const [[blob, partDigests], pieces, [chunks]] = await Promise.all([
     runLane(files, [{ algorithm: 'sha256' }, { algorithm: 'sha256', everyBytes: partSizeBytes }], {
       signal: options.signal,
       onBytes,
     }),
     hashPieces(files, pieceLengthBytes, { signal: options.signal }),
+    runLane(files, [{ chunkAverageBytes: chunkAverageBytes(sizeBytes) }], { signal: options.signal }),
   ])
 
   const descriptor = encodeDescriptor({
@@ -68,6 +70,7 @@ export async function hashOutput(path: string, options: HashOptions): Promise<Ha
     pieceLengthBytes,
     files: files.map(({ absolute: _, ...file }) => file),
     ...pieces,
+    chunks,
   })
   const identity = parseDescriptor(descriptor)
   const ranges = partRanges(sizeBytes, partSizeBytes)
@@ -95,11 +98,15 @@ export async function hashPieces(
   pieceLengthBytes: number,
   options: LaneOptions,
 ): Promise<{ pieceSha1: Uint8Array; pieceSha256: Uint8Array }> {
-  const plans: [HashPlan, HashPlan] = [
-    { algorithm: 'sha1', everyBytes: pieceLengthBytes },
-    { algorithm: 'sha256', everyBytes: pieceLengthBytes },
-  ]
-  const [pieceSha1, pieceSha256] = await runLane(files, plans, options)
+  const everyBytes = pieceLengthBytes
+  const [pieceSha1, pieceSha256] = await runLane(
+    files,
+    [
+      { algorithm: 'sha1', everyBytes },
+      { algorithm: 'sha256', everyBytes },
+    ],
+    options,
+  )
   return { pieceSha1, pieceSha256 }
 }
 
@@ -108,25 +115,25 @@ interface LaneOptions {
   onBytes?: ((bytes: number) => void) | undefined
 }
 
-async function runLane(
+async function runLane<const Plans extends LanePlan[]>(
   files: OutputFile[],
-  plans: [HashPlan, HashPlan],
+  plans: Plans,
   options: LaneOptions,
-): Promise<[Uint8Array, Uint8Array]> {
+): Promise<{ [Plan in keyof Plans]: Uint8Array }> {
   options.signal?.throwIfAborted()
   const input: LaneInput = {
     files: files.filter((file) => file.sizeBytes > 0).map(({ absolute, sizeBytes }) => ({ absolute, sizeBytes })),
     plans,
   }
   const lane = new Worker(new URL('./hashLane.ts', import.meta.url), { workerData: input })
-  const { promise, resolve, reject } = Promise.withResolvers<[Uint8Array, Uint8Array]>()
+  const { promise, resolve, reject } = Promise.withResolvers<{ [Plan in keyof Plans]: Uint8Array }>()
   const abort = () => reject(options.signal?.reason)
   options.signal?.addEventListener('abort', abort)
   lane.once('error', reject)
   lane.once('exit', () => reject(new Error('the hashing thread ended early')))
   lane.on('message', (message: LaneMessage) => {
     if (message.type === 'progress') options.onBytes?.(message.bytes)
-    else if (message.type === 'done') resolve(message.digests as [Uint8Array, Uint8Array])
+    else if (message.type === 'done') resolve(message.results as { [Plan in keyof Plans]: Uint8Array })
     else reject(new Stalled('Invalid', `${message.absolute} changed while it was hashed.`))
   })
   try {

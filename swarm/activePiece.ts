@@ -25,6 +25,8 @@ export class ActivePiece {
   passedOn = false
   /** Its owner has begun it and passes it on: if it turns out wrong, someone before the owner may be to blame. */
   secondHand = false
+  /** What releases on this disk had of it. */
+  localBytes = 0
   /** All there; being hashed and written. */
   checking = false
   beganMs = 0
@@ -82,10 +84,15 @@ export class ActivePiece {
   /** A block is there. @returns whether the piece is. */
   done(first: number, units: number, sender: Sender): boolean {
     for (let unit = first; unit < first + units; unit++) {
-      this.states[unit] = DONE
       this.asked[unit] = Math.max(0, (this.asked[unit] ?? 0) - 1)
       this.senders[unit] = sender
     }
+    return this.filled(first, units)
+  }
+
+  /** Units are there, from whomever. @returns whether the piece is. */
+  filled(first: number, units: number): boolean {
+    this.states.fill(DONE, first, first + units)
     this.#doneUnits += units
     return this.#doneUnits === this.states.length
   }

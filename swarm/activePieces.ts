@@ -3,6 +3,7 @@ import { ActivePiece } from './activePiece.ts'
 import type { Address } from './addresses.ts'
 import { Blame } from './blame.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
+import type { LocalChunks } from './localChunks.ts'
 import { type Peer, STANDARD_BLOCK_BYTES } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
 
@@ -20,15 +21,18 @@ interface ActivePiecesOptions {
   torrent: Torrent
   picker: PiecePicker
   buffers: PieceBuffers
+  /** What of a piece need not be asked of a peer. */
+  local: LocalChunks | undefined
   verify(index: number, buffer: PieceBuffer): Promise<boolean>
   /** A verified piece: store it and tell everyone. */
   keep(index: number, buffer: PieceBuffer): Promise<void>
   ban(sender: Sender, pieceIndex: number): void
   /** A piece comes from a peer that has it: others may ask us for it already. */
   passOn(piece: ActivePiece): void
-  /** No more of a piece that is passed on will come, for now. */
+  /** More of a piece that is passed on is there; `dropped`: no more will come, for now. */
+  progressed(piece: ActivePiece): void
   dropped(piece: ActivePiece): void
-  /** A piece failed its hash. */
+  /** A piece failed its hash, and so much of it came from peers. */
   wasted(sizeBytes: number): void
   /** Room for new pieces came free. */
   refill(): void
@@ -43,7 +47,8 @@ export class ActivePieces {
   readonly #senders = new Map<string, Sender>()
   /** Came wrong at second hand: to be taken only from who has them. */
   readonly #suspect = new Set<number>()
-  readonly #checks = new Set<Promise<void>>()
+  /** Pieces being checked or filled from disk. */
+  readonly #work = new Set<Promise<void>>()
   readonly #max: number
   #reserved = 0
 
@@ -88,7 +93,28 @@ export class ActivePieces {
     piece.beganMs = piece.lastProgressMs = nowMs
     this.#pieces.set(index, piece)
     this.own(piece, peer)
+    if (!piece.oneSender)
+      for (const run of this.#o.local?.runs(index, STANDARD_BLOCK_BYTES) ?? []) this.#fill(piece, run)
     return piece
+  }
+
+  /** These units come from the disk. */
+  #fill(piece: ActivePiece, { unit, units }: { unit: number; units: number }): void {
+    const begin = unit * STANDARD_BLOCK_BYTES
+    const bytes = piece.buffer.bytes.subarray(begin, Math.min(piece.sizeBytes, begin + units * STANDARD_BLOCK_BYTES))
+    piece.receive(unit, units)
+    const filling = async () => {
+      if (await this.#o.local?.read(piece.index, begin, bytes)) {
+        piece.localBytes += bytes.length
+        const whole = piece.filled(unit, units)
+        if (piece.passedOn) this.#o.progressed(piece)
+        if (whole) this.complete(piece)
+      } else {
+        piece.unask(unit, units, true)
+        this.#o.refill()
+      }
+    }
+    this.#track(filling())
   }
 
   /** What has to come from one sender comes from one who has it. */
@@ -152,9 +178,12 @@ export class ActivePieces {
 
   /** All of it is there: to be hashed and kept, or fetched again. */
   complete(piece: ActivePiece): void {
-    const check = this.#check(piece)
-    this.#checks.add(check)
-    void check.catch((error) => this.#o.failed(error)).finally(() => this.#checks.delete(check))
+    this.#track(this.#check(piece))
+  }
+
+  #track(work: Promise<void>): void {
+    const tracked = work.catch((error) => this.#o.failed(error)).finally(() => this.#work.delete(tracked))
+    this.#work.add(tracked)
   }
 
   async #check(piece: ActivePiece): Promise<void> {
@@ -165,12 +194,10 @@ export class ActivePieces {
       if (await this.#o.verify(index, buffer)) {
         for (const liar of this.#blame.succeeded(index, bytes)) this.#o.ban(liar, index)
         await this.#o.keep(index, buffer)
+        this.#o.local?.took(piece.localBytes)
       } else {
-        this.#o.wasted(piece.sizeBytes)
-        // who passed it on may be as wronged as we are
-        if (piece.secondHand) this.#suspect.add(index)
-        const liar = piece.secondHand ? undefined : this.#blame.failed(index, bytes, piece.senders)
-        if (liar) this.#o.ban(liar, index)
+        this.#o.wasted(piece.sizeBytes - piece.localBytes)
+        this.#findFault(piece, bytes)
         this.#o.picker.putBack(index)
       }
     } catch (error) {
@@ -184,9 +211,20 @@ export class ActivePieces {
     this.#o.refill()
   }
 
+  #findFault({ index, localBytes, secondHand, senders }: ActivePiece, bytes: Uint8Array): void {
+    // a disk that is not as described wrongs whoever sent the rest: without it, the next time tells
+    if (localBytes > 0) this.#o.local?.forget(index, new Error('its chunks are not what their digests say'))
+    // who passed it on may be as wronged as we are
+    else if (secondHand) this.#suspect.add(index)
+    else {
+      const liar = this.#blame.failed(index, bytes, senders)
+      if (liar) this.#o.ban(liar, index)
+    }
+  }
+
   /** Waits for what is being checked; forgets the rest. */
   async stop(): Promise<void> {
-    await Promise.all(this.#checks)
+    while (this.#work.size > 0) await Promise.all(this.#work)
     for (const piece of this.#pieces.values()) this.#o.buffers.release(piece.buffer)
     this.#pieces.clear()
   }

@@ -2,6 +2,7 @@ import type { Torrent } from '../api/torrent.ts'
 import type { ActivePiece } from './activePiece.ts'
 import { ActivePieces, type Sender } from './activePieces.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
+import type { LocalChunks } from './localChunks.ts'
 import { type Peer, type Request, requestKey, STANDARD_BLOCK_BYTES, unitsOf } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
 import type { RateLimit } from './rate.ts'
@@ -47,6 +48,7 @@ interface DownloaderOptions {
   torrent: Torrent
   picker: PiecePicker
   buffers: PieceBuffers
+  local: LocalChunks | undefined
   limit: RateLimit
   peers(): Iterable<Peer>
   verify(index: number, buffer: PieceBuffer): Promise<boolean>

@@ -8,6 +8,7 @@ import { chooseUnchoked } from './choker.ts'
 import type { Clock } from './clock.ts'
 import { Downloader } from './downloader.ts'
 import { FirstCopies } from './firstCopies.ts'
+import type { LocalChunks } from './localChunks.ts'
 import { Neighbours } from './neighbours.ts'
 import type { Peer, PeerHost } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
@@ -34,6 +35,7 @@ interface ExchangeOptions {
   /** What is on disk is in it already. */
   picker: PiecePicker
   buffers: PieceBuffers
+  local: LocalChunks | undefined
   uploadLimit: RateLimit
   downloadLimit: RateLimit
   clock: Clock
@@ -86,6 +88,7 @@ export class Exchange implements PeerHost {
       torrent,
       picker,
       buffers,
+      local: o.local,
       limit: o.downloadLimit,
       peers: () => this.neighbours.joined,
       verify: o.verify,

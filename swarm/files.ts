@@ -26,11 +26,12 @@ interface OpenFile {
   retired?: () => void
 }
 
-/** A stretch of a piece inside one file. */
+/** What of a stretch of the blob is inside one file. */
 interface Extent {
   fileIndex: number
   fileOffset: number
-  pieceOffset: number
+  /** In the stretch. */
+  offset: number
   sizeBytes: number
 }
 
@@ -81,6 +82,11 @@ export class TorrentFiles implements AsyncDisposable {
     return files
   }
 
+  /** To be read only; nobody looks whether its files are there. */
+  static assume(torrent: Torrent, dir: string): TorrentFiles {
+    return new TorrentFiles(torrent, dir, 'seed')
+  }
+
   async #find(index: number, file: TorrentFile): Promise<void> {
     if (file.symlink !== undefined) return
     const path = join(this.#dir, file.path)
@@ -125,18 +131,24 @@ export class TorrentFiles implements AsyncDisposable {
 
   /** The files that hold a piece's bytes. */
   filesOf(pieceIndex: number): number[] {
-    const indexes = this.#extents(pieceIndex).map((extent) => extent.fileIndex)
+    const indexes = this.#extentsOf(pieceIndex).map((extent) => extent.fileIndex)
     return indexes.filter((index) => !this.#torrent.files[index]?.padding)
   }
 
   /** Fills the first bytes of `into` with the piece. @throws when a file is gone or shorter than it was made. */
-  async read(pieceIndex: number, into: Uint8Array): Promise<void> {
-    for (const { fileIndex, fileOffset, pieceOffset, sizeBytes } of this.#extents(pieceIndex)) {
-      if (this.#torrent.files[fileIndex]?.padding) into.fill(0, pieceOffset, pieceOffset + sizeBytes)
+  read(pieceIndex: number, into: Uint8Array): Promise<void> {
+    const sizeBytes = pieceSizeBytes(this.#torrent, pieceIndex)
+    return this.readAt(pieceIndex * this.#torrent.pieceLengthBytes, into.subarray(0, sizeBytes))
+  }
+
+  /** Fills `into` from this byte of the blob on. @throws as `read`. */
+  async readAt(position: number, into: Uint8Array): Promise<void> {
+    for (const { fileIndex, fileOffset, offset, sizeBytes } of this.#extents(position, into.length)) {
+      if (this.#torrent.files[fileIndex]?.padding) into.fill(0, offset, offset + sizeBytes)
       else
         await this.#with(fileIndex, async (handle) => {
           for (let done = 0; done < sizeBytes; ) {
-            const { bytesRead } = await handle.read(into, pieceOffset + done, sizeBytes - done, fileOffset + done)
+            const { bytesRead } = await handle.read(into, offset + done, sizeBytes - done, fileOffset + done)
             if (bytesRead === 0) throw new ShoalError('NotFound', `${this.#path(fileIndex)} is shorter than it was.`)
             done += bytesRead
           }
@@ -151,9 +163,9 @@ export class TorrentFiles implements AsyncDisposable {
   async write(pieceIndex: number, from: Uint8Array): Promise<void> {
     if (this.#mode === 'seed') throw new ShoalError('Conflict', `${this.#dir} is seeded from and not written to.`)
     if (this.#protected) await this.#protect(false)
-    for (const { fileIndex, fileOffset, pieceOffset, sizeBytes } of this.#extents(pieceIndex)) {
+    for (const { fileIndex, fileOffset, offset, sizeBytes } of this.#extentsOf(pieceIndex)) {
       if (this.#torrent.files[fileIndex]?.padding) continue
-      const bytes = from.subarray(pieceOffset, pieceOffset + sizeBytes)
+      const bytes = from.subarray(offset, offset + sizeBytes)
       await this.#with(fileIndex, async (handle, file) => {
         const pages = sizeBytes - (sizeBytes % PAGE_BYTES)
         const aligned = pages > 0 && fileOffset % PAGE_BYTES === 0 && bytes.byteOffset % PAGE_BYTES === 0
@@ -228,15 +240,19 @@ export class TorrentFiles implements AsyncDisposable {
     return this.#torrent.files[fileIndex]?.path ?? ''
   }
 
-  #extents(pieceIndex: number): Extent[] {
+  #extentsOf(pieceIndex: number): Extent[] {
+    const begin = pieceIndex * this.#torrent.pieceLengthBytes
+    return this.#extents(begin, pieceSizeBytes(this.#torrent, pieceIndex))
+  }
+
+  #extents(begin: number, lengthBytes: number): Extent[] {
     const extents: Extent[] = []
-    let position = pieceIndex * this.#torrent.pieceLengthBytes
-    const end = position + pieceSizeBytes(this.#torrent, pieceIndex)
-    const begin = position
+    const end = begin + lengthBytes
+    let position = begin
     for (let i = this.#fileAt(position); position < end; i++) {
       const fileOffset = position - (this.#starts[i] ?? 0)
       const sizeBytes = Math.min(end - position, (this.#torrent.files[i]?.sizeBytes ?? 0) - fileOffset)
-      if (sizeBytes > 0) extents.push({ fileIndex: i, fileOffset, pieceOffset: position - begin, sizeBytes })
+      if (sizeBytes > 0) extents.push({ fileIndex: i, fileOffset, offset: position - begin, sizeBytes })
       position += sizeBytes
     }
     return extents

@@ -17,14 +17,28 @@ export interface Sample {
 
 /** An artifact with these files, of random bytes; a string instead of a size is a symlink's target. */
 export function sampleArtifact(files: Record<string, number | string>, pieceLengthBytes: number): Sample {
-  const entries: TorrentFile[] = Object.entries(files)
-    .map(([path, content]) =>
+  const contents = Object.entries(files).map(([path, content]): [string, Buffer | string] => [
+    path,
+    typeof content === 'string' ? content : randomBytes(content),
+  ])
+  return sampleOf(Object.fromEntries(contents), pieceLengthBytes)
+}
+
+/** The same of these bytes; `listChunks` makes the list of chunks of its files. */
+export function sampleOf(
+  files: Record<string, Buffer | string>,
+  pieceLengthBytes: number,
+  listChunks?: (contents: Buffer[]) => Uint8Array,
+): Sample {
+  const sorted = Object.entries(files).sort(([a], [b]) => comparePaths(a, b))
+  const entries = sorted.map(
+    ([path, content]): TorrentFile =>
       typeof content === 'string'
         ? { path, sizeBytes: 0, executable: false, symlink: content }
-        : { path, sizeBytes: content, executable: path.startsWith('bin/') },
-    )
-    .sort((a, b) => comparePaths(a.path, b.path))
-  const blob = randomBytes(entries.reduce((sum, file) => sum + file.sizeBytes, 0))
+        : { path, sizeBytes: content.length, executable: path.startsWith('bin/') },
+  )
+  const contents = sorted.flatMap(([, content]) => (typeof content === 'string' ? [] : [content]))
+  const blob = Buffer.concat(contents)
   const pieces: Buffer[] = []
   for (let at = 0; at < blob.length; at += pieceLengthBytes) pieces.push(blob.subarray(at, at + pieceLengthBytes))
   const torrent = encodeDescriptor({
@@ -33,6 +47,7 @@ export function sampleArtifact(files: Record<string, number | string>, pieceLeng
     files: entries,
     pieceSha1: Buffer.concat(pieces.map((piece) => hash('sha1', piece, 'buffer'))),
     pieceSha256: Buffer.concat(pieces.map((piece) => hash('sha256', piece, 'buffer'))),
+    chunks: listChunks?.(contents),
   })
   return { descriptor: parseDescriptor(torrent), torrent, blob }
 }

@@ -93,7 +93,7 @@ export class PiecePicker {
     let index = anyWill ? this.#find(this.#end(atLeast - 1), this.#total, offered) : undefined
     for (let availability = atLeast; index === undefined && availability < this.#ends.length; availability++)
       index = this.#find(this.#end(availability - 1), this.#end(availability), offered)
-    if (index !== undefined) this.#claim(index)
+    if (index !== undefined) this.takeThis(index)
     return index
   }
 
@@ -104,8 +104,15 @@ export class PiecePicker {
       if (this.#isOut(index) || !offered(index)) continue
       if (rarest === undefined || this.availability(index) < this.availability(rarest)) rarest = index
     }
-    if (rarest !== undefined) this.#claim(rarest)
+    if (rarest !== undefined) this.takeThis(rarest)
     return rarest
+  }
+
+  /** Takes this piece. @returns false when it is not missing, or taken already. */
+  takeThis(index: number): boolean {
+    if (this.#isOut(index)) return false
+    this.#remove(index)
+    return this.#taken.add(index)
   }
 
   /** The fetch of a taken piece came to nothing. */
@@ -129,11 +136,6 @@ export class PiecePicker {
     const indexes: number[] = []
     for (let i = 0; i < this.had.size; i++) if (!this.had.has(i)) indexes.push(i)
     return indexes
-  }
-
-  #claim(index: number): void {
-    this.#remove(index)
-    this.#taken.add(index)
   }
 
   get #total(): number {

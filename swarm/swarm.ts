@@ -5,6 +5,8 @@ import type { PieceBuffer, PieceBuffers, PieceCache } from './buffers.ts'
 import type { Clock } from './clock.ts'
 import { Exchange } from './exchange.ts'
 import type { FilesMode } from './files.ts'
+import { LocalChunks, type LocalRelease } from './localChunks.ts'
+import { LocalReader } from './localReader.ts'
 import { OriginReader, type OriginSource } from './originReader.ts'
 import type { Peer, PeerHost } from './peer.ts'
 import { PiecePicker } from './picker.ts'
@@ -32,6 +34,8 @@ export interface SwarmOptions {
   /** 20 bytes; made up by default. */
   peerId?: Uint8Array
   origin?: OriginSource
+  /** Releases on this disk: what they have of this one is not fetched. */
+  local?: LocalRelease[]
   signal?: AbortSignal
   /** A piece is verified and written. */
   onHave?: (pieceIndex: number) => void
@@ -40,6 +44,8 @@ export interface SwarmOptions {
 export interface SwarmStats {
   downloadedFromPeersBytes: number
   downloadedFromOriginBytes: number
+  /** Not downloaded: releases on this disk had it. */
+  takenFromLocalBytes: number
   uploadedBytes: number
   /** Came, and was of no use: wrong, or there already. */
   wastedBytes: number
@@ -83,6 +89,8 @@ export class Swarm implements AsyncDisposable {
   readonly #picker: PiecePicker
   readonly #exchange: Exchange
   readonly #origin: OriginReader
+  readonly #local: LocalChunks | undefined
+  readonly #reader: LocalReader | undefined
   readonly #settle: { resolve(): void; reject(error: unknown): void }
   readonly #stopTimers: (() => void)[]
   #finishing = false
@@ -112,8 +120,13 @@ export class Swarm implements AsyncDisposable {
       failed: (error: unknown) => this.#fail(error),
       yields: () => p.yields(this),
     }
+    if (p.options.local && !this.#picker.had.full)
+      this.#local = new LocalChunks(this.#torrent, p.options.local, (pieceIndex, error) =>
+        p.log.info({ infoHash: this.infoHash, pieceIndex, err: error }, 'local release is not as described'),
+      )
     this.#exchange = new Exchange({
       ...shared,
+      local: this.#local,
       torrent: this.#torrent,
       key: p.options.key,
       zone: p.options.zone,
@@ -139,6 +152,13 @@ export class Swarm implements AsyncDisposable {
       fault: (pieceIndex, error) =>
         p.log.info({ infoHash: this.infoHash, pieceIndex, err: error }, 'origin read failed'),
     })
+    if (this.#local)
+      this.#reader = new LocalReader({
+        ...shared,
+        keep: (index, buffer) => this.#keep(index, buffer, false),
+        local: this.#local,
+        pieceSizeBytes: (index) => pieceSizeBytes(this.#torrent, index),
+      })
     this.#stopTimers = [
       p.clock.every(TICK_MS, () => this.#exchange.tick(p.clock.nowMs())),
       p.clock.every(SAVE_MS, () => void p.store.save().catch(shared.failed)),
@@ -196,6 +216,7 @@ export class Swarm implements AsyncDisposable {
     return {
       downloadedFromPeersBytes: downloader.downloadedBytes,
       downloadedFromOriginBytes: this.#origin.downloadedBytes,
+      takenFromLocalBytes: this.#local?.takenBytes ?? 0,
       uploadedBytes: uploader.uploadedBytes,
       wastedBytes: downloader.wastedBytes + this.#origin.wastedBytes,
       peers: neighbours.joined.size,
@@ -226,7 +247,8 @@ export class Swarm implements AsyncDisposable {
     // #closing is set once this yields
     await Promise.resolve()
     this.#settle.reject(new ShoalError('Cancelled', 'The swarm was closed.'))
-    await Promise.all([this.#exchange.close(), this.#origin.stop()])
+    await Promise.all([this.#exchange.close(), this.#origin.stop(), this.#reader?.stop()])
+    await this.#local?.[Symbol.asyncDispose]()
     this.#p.cache.forget(this.infoHash)
     this.#p.onClose(this)
     await this.#p.store[Symbol.asyncDispose]()
@@ -250,6 +272,7 @@ export class Swarm implements AsyncDisposable {
     try {
       await this.#p.store.finish()
       this.#settle.resolve()
+      await this.#local?.[Symbol.asyncDispose]()
     } catch (error) {
       this.#fail(error)
     }
