@@ -21,7 +21,9 @@ export class ActivePiece {
   readonly asked: Uint8Array
   /** The peer that fetches it; others only help. */
   owner: Peer | undefined
-  /** Its owner has it whole, and peers were told that they may have it from us as it comes. */
+  /** From who has it whole, over its owner, to us. */
+  hops = 0
+  /** Peers were told that they may have it from us as it comes. */
   passedOn = false
   /** Its owner has begun it and passes it on: if it turns out wrong, someone before the owner may be to blame. */
   secondHand = false

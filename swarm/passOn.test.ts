@@ -46,6 +46,35 @@ test('a piece is passed on block by block before it is whole, and again from ano
   await assertRelease(join(playground.dir, 'far', 'release'), sample)
 })
 
+test('a piece is passed on over three machines as it comes, and no further', async () => {
+  await using playground = await Playground.create()
+  await using source = await RawListener.listen({
+    infoHash,
+    onJoin: offer,
+    onRequest: (peer, request) => {
+      if (request.begin < 512 << 10) peer.sendBlock(request, truth(request))
+    },
+  })
+  const nodes = await Promise.all(Array.from({ length: 5 }, () => playground.node()))
+  const swarms = await Promise.all(nodes.map((node, i) => playground.open(node, sample, { name: `m${i}` })))
+  for (const [i, swarm] of swarms.entries()) {
+    const before = nodes[i - 1]
+    if (before) swarm.addPeers([{ host: '127.0.0.1', port: before.port }])
+  }
+  await until(
+    () => swarms.every((swarm, i) => swarm.stats().peers === (i % 4 === 0 ? 1 : 2)),
+    'each knows its neighbours',
+  )
+  swarms[0]?.addPeers([source.address])
+  const got = () => swarms.map((swarm) => swarm.stats().downloadedFromPeersBytes > 0)
+  await until(() => got()[3] === true, 'the fourth has blocks')
+  assert.equal(got(), [true, true, true, true, false])
+  assert.is(swarms[0]?.have().pieces, 0)
+  const seed = await playground.seed(sample)
+  swarms[0]?.addPeers([seed.address])
+  await within(Promise.all(swarms.map((swarm) => swarm.done)), 'all are done')
+})
+
 test('who passes on what was wrong is not banned for it; who sent it is', async () => {
   await using playground = await Playground.create()
   const lies = randomBytes(1 << 20)

@@ -44,7 +44,7 @@ export interface PeerHost {
   /** A message of the piece protocol, after `joined`. @throws WireError on nonsense. */
   message(peer: Peer, id: number, payload: Buffer): void
   /** It has begun a piece. @throws WireError on nonsense. */
-  begun(peer: Peer, pieceIndex: number): void
+  begun(peer: Peer, pieceIndex: number, hops: number): void
   blockTarget(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number): Uint8Array | undefined
   blockEnd(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number, kept: boolean): void
   left(peer: Peer): void
@@ -80,8 +80,8 @@ export class Peer {
   address: Address
   id = ''
   has = new Bitfield(0)
-  /** Pieces it is receiving from someone who has them, and passes on as they come. */
-  begun = new Bitfield(0)
+  /** Pieces it is receiving and passes on as they come, and over how many hops they come to it. */
+  readonly begun = new Map<number, number>()
   joined = false
   closed = false
   fast = false
@@ -201,12 +201,13 @@ export class Peer {
   }
 
   /** We have begun a piece, which it may ask for. Nothing is sent to those who would not understand. */
-  tellBegun(pieceIndex: number): void {
+  tellBegun(pieceIndex: number, hops: number): void {
     const id = this.#greeting?.begunMessage
     if (id === undefined) return
-    const payload = Buffer.allocUnsafe(5)
+    const payload = Buffer.allocUnsafe(6)
     payload[0] = id
     payload.writeUInt32BE(pieceIndex, 1)
+    payload[5] = hops
     this.write(encodeMessage(messageId.extended, payload))
   }
 
@@ -263,8 +264,8 @@ export class Peer {
     if (payload[0] !== 0) {
       // the number is ours (BEP 10)
       if (payload[0] === BEGUN_MESSAGE) {
-        if (!this.joined || payload.length !== 5) throw new WireError('a malformed begun')
-        host.begun(this, payload.readUInt32BE(1))
+        if (!this.joined || payload.length !== 6) throw new WireError('a malformed begun')
+        host.begun(this, payload.readUInt32BE(1), payload.readUInt8(5))
       } else if (host.key && !this.joined) this.#checkProof(host, host.key, payload.subarray(1))
       return
     }
@@ -300,7 +301,6 @@ export class Peer {
     const host = this.#host
     if (!host) return
     this.has = new Bitfield(host.pieceCount)
-    this.begun = new Bitfield(host.pieceCount)
     this.waitingSinceMs = this.lastBlockMs = this.#o.clock.nowMs()
     this.#decoder.maxMessageBytes = Math.max(4096, 64 + Math.ceil(host.pieceCount / 8))
     this.#decoder.maxBlockBytes = AGENT_BLOCK_BYTES

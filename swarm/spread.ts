@@ -5,6 +5,9 @@
  * third of the first copies and all waited for its link, 1.36 times the least time; 1.21 when by chance they were even.
  */
 
+/** A last piece that is slow to come to one peer comes to so many; to all of them it would come as slowly. */
+const MAX_TAKERS = 2
+
 interface Member {
   told: Set<number>
   /** Those of them that nobody else has yet; at most `window`. */
@@ -135,7 +138,15 @@ export class Spread<Peer extends object> {
       this.#tell(peer, member, index)
     }
     if (!hungry || this.#untold.length > 0) return
-    for (const index of this.#takers.keys()) if (this.#tell(peer, member, index)) return
+    for (const index of this.#takers.keys())
+      if (this.#waitingFor(index) < MAX_TAKERS && this.#tell(peer, member, index)) return
+  }
+
+  /** How many were told of a piece and have not got it. */
+  #waitingFor(index: number): number {
+    let count = 0
+    for (const { coming } of this.#members.values()) if (coming.has(index)) count++
+    return count
   }
 
   /** @returns whether it is news. */

@@ -71,7 +71,7 @@ export class Uploader {
     if (sizeBytes === 0 || sizeBytes > AGENT_BLOCK_BYTES || begin + sizeBytes > this.#o.pieceSizeBytes(pieceIndex))
       throw new WireError('a request outside the piece')
     const passedOn = this.#o.passedOn(pieceIndex)
-    if (peer.unchokedSinceMs === undefined || !(this.#o.has(pieceIndex) || passedOn)) {
+    if (peer.unchokedSinceMs === undefined || !(this.#o.has(pieceIndex) || passedOn) || passedOn?.owner === peer) {
       reject(peer, wanted)
       return
     }
