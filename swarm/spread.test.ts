@@ -60,6 +60,19 @@ test('each piece is told to one peer, and its taker is told of another once some
   assert.not.ok(spread.over)
 })
 
+test('a peer that is alone is told of several at once, and of more before it has them all; with another, of one', () => {
+  const { spread, join, gain } = seed(20)
+  const a = join('a')
+  spread.offer(a, true)
+  assert.is(a.told.length, 8)
+  for (const index of a.told.slice(0, 4)) gain(a, index)
+  spread.offer(a, true)
+  assert.is(a.told.length, 16)
+  const b = join('b')
+  for (const index of [...a.told]) gain(b, index)
+  assert.is(a.told.length, 17)
+})
+
 test('what one that left had been told of is told to another', () => {
   const { spread, join, gain, leave } = seed(2)
   const a = join('a')

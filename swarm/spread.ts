@@ -7,6 +7,8 @@
 
 /** A last piece that is slow to come to one peer comes to so many; to all of them it would come as slowly. */
 const MAX_TAKERS = 2
+/** Told at once to a peer that is alone: it would wait for one after the other, and there is nobody to spread to. */
+const ALONE_WINDOW = 4
 
 interface Member {
   told: Set<number>
@@ -73,6 +75,7 @@ export class Spread<Peer extends object> {
   }
 
   joined(peer: Peer): void {
+    if (this.#members.size === 1) for (const member of this.#members.values()) member.window = 1
     // with more, some wait for first copies that a slow flow brings to someone else
     this.#members.set(peer, { told: new Set(), spreading: new Set(), window: 1, coming: new Set() })
   }
@@ -124,7 +127,9 @@ export class Spread<Peer extends object> {
       this.#members.delete(peer)
       return
     }
-    const hungry = spare && member.coming.size === 0
+    const alone = spare && this.#members.size === 1
+    if (alone) member.window = Math.max(ALONE_WINDOW, member.window)
+    const hungry = spare && member.coming.size <= (alone ? member.window / 2 : 0)
     if (hungry && member.told.size > 0) member.window *= 2
     while (member.spreading.size < member.window) {
       const index = this.#untold.pop()
