@@ -6,6 +6,7 @@
  */
 import { chmod, mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import type { SwarmsAnswer } from '../api/agentApi.ts'
 import type { Clock } from '../runtime/clock.ts'
 import { systemClock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
@@ -28,7 +29,7 @@ export interface AgentOptions {
   tokenFile?: string | undefined
   /** Everything it writes is in here; absolute. */
   dataDir: string
-  /** /healthz, /readyz and /metrics. */
+  /** /healthz, /readyz, /metrics and /v1/swarms. */
   listen?: { host: string; port: number }
   /** `address` is the host that peers dial. */
   swarm: {
@@ -93,6 +94,7 @@ export class Agent {
     const polled = { everAnswered: false }
     const ready = () => (polled.everAnswered ? [] : ['the fleet server has not answered yet'])
     const server = createServer({ log, metrics, ready })
+    server.get('/v1/swarms', async (): Promise<SwarmsAnswer> => ({ swarms: machine.swarms() }))
     try {
       const { url } = await listen(server, this.#options.listen ?? { host: '127.0.0.1', port: 0 })
       await writeDurably(join(dataDir, 'agent.json'), JSON.stringify({ pid: process.pid, url, swarmPort: node.port }))

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { rm } from 'node:fs/promises'
+import type { SwarmView } from '../api/agentApi.ts'
 import type { Descriptor } from '../api/descriptor.ts'
 import { ShoalError } from '../api/errors.ts'
 import type { AnnounceAnswer } from '../api/fleetApi.ts'
@@ -7,10 +8,12 @@ import type { Template } from '../rollout/envelope.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { SwarmNode } from '../swarm/node.ts'
-import type { Swarm } from '../swarm/swarm.ts'
+import type { Swarm, SwarmStats } from '../swarm/swarm.ts'
 import type { FleetClient } from './fleet.ts'
 import { OriginLease } from './origin.ts'
 import type { Release } from './releases.ts'
+
+type Totals = Pick<SwarmView, 'fromPeersBytes' | 'fromOriginBytes' | 'fromLocalBytes' | 'wastedBytes' | 'sentBytes'>
 
 const retryMs = { first: 1000, last: 60_000 }
 const farewellMs = 2000
@@ -45,6 +48,8 @@ export class ReleaseFetch {
   readonly #peerId = Buffer.concat([Buffer.from('-SH0100-'), randomBytes(12)])
   readonly #running: Promise<void>
   #swarm: Swarm | undefined
+  /** Of swarms that were left. */
+  #past: Totals = { fromPeersBytes: 0, fromOriginBytes: 0, fromLocalBytes: 0, wastedBytes: 0, sentBytes: 0 }
   #wake: () => void = () => {}
   #priority: number
   /** Why the last try failed. */
@@ -71,6 +76,24 @@ export class ReleaseFetch {
 
   get fetchedBytes(): number {
     return this.complete ? this.artifact.sizeBytes : (this.#swarm?.have().bytes ?? 0)
+  }
+
+  get namespace(): string {
+    return this.#o.namespace
+  }
+
+  get state(): SwarmView['state'] {
+    if (this.complete) return this.#swarm ? 'Seeding' : 'Resting'
+    return this.#swarm ? 'Fetching' : 'Waiting'
+  }
+
+  get peers(): number {
+    return this.#swarm?.stats().peers ?? 0
+  }
+
+  /** What came and went since the agent started. */
+  totals(): Totals {
+    return this.#swarm ? sum(this.#past, this.#swarm.stats()) : this.#past
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -142,6 +165,7 @@ export class ReleaseFetch {
       if (error instanceof ShoalError && error.code === 'DiskFull') await rm(release.stateFile, { force: true })
       throw error
     } finally {
+      this.#past = this.totals()
       this.#swarm = undefined
       await swarm[Symbol.asyncDispose]()
       if (!rests) await this.#leave(o.descriptor, o.origin)
@@ -229,6 +253,16 @@ export class ReleaseFetch {
       resting: this.complete && !swarm,
       ...o,
     }
+  }
+}
+
+function sum(past: Totals, now: SwarmStats): Totals {
+  return {
+    fromPeersBytes: past.fromPeersBytes + now.downloadedFromPeersBytes,
+    fromOriginBytes: past.fromOriginBytes + now.downloadedFromOriginBytes,
+    fromLocalBytes: past.fromLocalBytes + now.takenFromLocalBytes,
+    wastedBytes: past.wastedBytes + now.wastedBytes,
+    sentBytes: past.sentBytes + now.uploadedBytes,
   }
 }
 

@@ -1,4 +1,5 @@
 import { basename, join } from 'node:path'
+import type { SwarmView } from '../api/agentApi.ts'
 import type { GoalReport, Grant } from '../api/fleetApi.ts'
 import type { GoalPayload } from '../rollout/envelope.ts'
 import type { Clock } from '../runtime/clock.ts'
@@ -13,6 +14,7 @@ import { type GoalBook, goalKey } from './goals.ts'
 import { PlaceClient, placeDirs, releasesInUse, type StartSupervisor } from './place.ts'
 import { Release, releaseName, removeReleases } from './releases.ts'
 import { type FetchProgress, reportGoal, reportRefusal } from './report.ts'
+import { Sight } from './sight.ts'
 import type { PlaceStatus } from './supervisor/protocol.ts'
 
 const lookMs = 500
@@ -38,6 +40,7 @@ export class Machine implements AsyncDisposable {
   readonly #placesDir: string
   readonly #fetches = new Map<string, ReleaseFetch>()
   readonly #handOvers = new Map<string, { grantId: string; revision: number; message: string }>()
+  readonly #sight: Sight
   readonly #stop = new AbortController()
   #watching: Promise<void> = Promise.resolve()
   /** What each goal's state was when last looked at. */
@@ -48,6 +51,7 @@ export class Machine implements AsyncDisposable {
     this.#o = options
     this.#releasesDir = join(options.dataDir, 'releases')
     this.#placesDir = join(options.dataDir, 'places')
+    this.#sight = new Sight(options.metrics)
   }
 
   /** Sees that everything that should run is supervised, and goes on fetching and seeding: the network isn't needed. */
@@ -60,6 +64,11 @@ export class Machine implements AsyncDisposable {
   /** Resolves when a goal's state has changed since the last report. */
   news(): Promise<void> {
     return this.#news.promise
+  }
+
+  /** What each release's swarm does. */
+  swarms(): SwarmView[] {
+    return [...this.#fetches.values()].map((fetch) => this.#sight.view(fetch, this.#o.clock.monotonic()))
   }
 
   async report(): Promise<GoalReport[]> {
@@ -167,6 +176,7 @@ export class Machine implements AsyncDisposable {
     let superviseAtMs = 0
     while (!this.#stop.signal.aborted) {
       await clock.sleep(lookMs, this.#stop.signal).catch(() => {})
+      this.#sight.look(this.#fetches.values(), clock.monotonic())
       try {
         if (clock.monotonic() >= superviseAtMs) {
           superviseAtMs = clock.monotonic() + superviseMs

@@ -19,7 +19,7 @@ const settings = {
   /** On Kubernetes: the ServiceAccount token for this region. */
   tokenFile: file.optional(),
   dataDir: z.string().startsWith('/', 'want an absolute path'),
-  /** Where /healthz, /readyz and /metrics are served. */
+  /** Where /healthz, /readyz, /metrics and /v1/swarms are served. */
   listen: address.default({ host: '127.0.0.1', port: 0 }),
   swarmListen: address.default({ host: '0.0.0.0', port: 0 }),
   /** What peers dial: this machine's own name or address. */

@@ -1,4 +1,4 @@
-/** `shoal swarm`: BitTorrent in the open, without a fleet. Each command's code is loaded when it runs. */
+/** `shoal swarm`: BitTorrent in the open, without a fleet, and a look at an agent's. Each command's code is loaded when it runs. */
 import { type Command, InvalidArgumentError } from 'commander'
 import { parseRateSchedule, type RateSchedule } from '../../swarm/rateSchedule.ts'
 
@@ -31,7 +31,9 @@ function limit(text: string): RateSchedule {
 
 /** Adds `swarm` and its commands to the program. */
 export function addSwarm(program: Command): void {
-  const swarm = program.command('swarm').description('share files by BitTorrent, without a fleet')
+  const swarm = program
+    .command('swarm')
+    .description('share files by BitTorrent, without a fleet; watch what an agent fetches')
 
   swarm
     .command('create')
@@ -71,4 +73,13 @@ export function addSwarm(program: Command): void {
     .description('name peers to each other over HTTP, for anyone and any torrent, until stopped')
     .requiredOption('--listen <ip:port>', 'where announces come in; port 0: any', listen)
     .action(async (options) => (await import('./tracker.ts')).tracker(options))
+
+  swarm
+    .command('top')
+    .description('what the agent of this machine fetches and gives, as it goes')
+    .option('--data-dir <folder>', 'where the agent keeps its data', process.env.SHOAL_DATA_DIR ?? '/var/lib/shoal')
+    .option('--agent <url>', 'where the agent answers, instead')
+    .option('--once', 'look once, rather than every second until stopped')
+    .option('--json', 'a JSON line each time, instead of a table')
+    .action(async (options) => (await import('./top.ts')).top(options))
 }
