@@ -52,6 +52,8 @@ export class ReleaseFetch {
   #past: Totals = { fromPeersBytes: 0, fromOriginBytes: 0, fromLocalBytes: 0, wastedBytes: 0, sentBytes: 0 }
   #wake: () => void = () => {}
   #priority: number
+  /** How long it took, once it is whole. */
+  fetchMs: number | undefined
   /** Why the last try failed. */
   problem: { reason: string; message: string } | undefined
 
@@ -120,6 +122,7 @@ export class ReleaseFetch {
 
   async #attempt(signal: AbortSignal): Promise<void> {
     const { namespace, release, fleet } = this.#o
+    this.fetchMs = await release.fetchMs()
     const descriptor = await release.descriptor(() => fleet.descriptor(namespace, release.artifact.name, signal))
     await release.create()
     if (!release.complete) {
@@ -174,6 +177,7 @@ export class ReleaseFetch {
 
   async #finish(): Promise<void> {
     if (!this.#o.release.complete) await this.#o.release.finish()
+    this.fetchMs = await this.#o.release.fetchMs()
     this.#o.log.info({ artifact: this.artifact.name, ...this.#swarm?.stats() }, 'release complete')
     this.#o.onChange()
     this.#wake()

@@ -223,6 +223,7 @@ export class Machine implements AsyncDisposable {
       fetched: (effective?.complete ?? false) && previousSettled,
       started: effective !== undefined,
       fetchedBytes: effective?.fetchedBytes ?? 0,
+      fetchMs: effective?.fetchMs,
       problem: effective?.complete ? undefined : effective?.problem,
     }
   }

@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { chmod, mkdir, readdir, readFile, rm, stat, statfs } from 'node:fs/promises'
+import { chmod, mkdir, readdir, readFile, rm, stat, statfs, utimes } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { type Descriptor, parseDescriptor } from '../api/descriptor.ts'
 import { ShoalError, Transient } from '../api/errors.ts'
@@ -11,6 +11,7 @@ type Artifact = Template['artifact']
 
 /** Left free beside a release, for the application itself. */
 const spareBytes = 64 << 20
+const descriptorFile = 'descriptor.torrent'
 
 /** The folder of one release: `files/` is the artifact, `complete` says that all of it is there, verified and synced. */
 export class Release {
@@ -42,7 +43,7 @@ export class Release {
 
   /** The descriptor, from the disk or else by `fetch`; it must be the one the hub signed. */
   async descriptor(fetch: () => Promise<Uint8Array>): Promise<Descriptor> {
-    const file = join(this.dir, 'descriptor.torrent')
+    const file = join(this.dir, descriptorFile)
     const kept = await readFile(file).catch(() => undefined)
     if (kept) {
       try {
@@ -78,7 +79,7 @@ export class Release {
       const other = join(dir, name)
       if (other === this.dir || !existsSync(join(other, 'complete'))) continue
       try {
-        const torrent = parseDescriptor(await readFile(join(other, 'descriptor.torrent')))
+        const torrent = parseDescriptor(await readFile(join(other, descriptorFile)))
         found.push({ torrent, dir: join(other, 'files') })
       } catch {
         // Removed meanwhile, or damaged: then there is less to take.
@@ -101,9 +102,22 @@ export class Release {
     await writeDurably(join(this.dir, 'complete'), `${this.artifact.digest}\n`, 0o644)
   }
 
+  /** From its descriptor to the last byte verified; undefined before. */
+  async fetchMs(): Promise<number | undefined> {
+    const at = (name: string) => stat(join(this.dir, name)).then(({ mtimeMs }) => mtimeMs)
+    try {
+      return Math.max(0, Math.round((await at('complete')) - (await at(descriptorFile))))
+    } catch {
+      return undefined
+    }
+  }
+
   /** Something in it is damaged or gone: it is to be fetched again before anything new starts from it. */
   async reopen(): Promise<void> {
     await rm(join(this.dir, 'complete'), { force: true })
+    // it is fetched from now on
+    const now = new Date()
+    await utimes(join(this.dir, descriptorFile), now, now).catch(() => {})
     await syncFolder(this.dir)
   }
 

@@ -12,6 +12,8 @@ export interface FetchProgress {
   fetched: boolean
   started: boolean
   fetchedBytes: number
+  /** How long it took; undefined before it is all there. */
+  fetchMs: number | undefined
   problem: { reason: string; message: string } | undefined
 }
 
@@ -38,6 +40,7 @@ export function reportGoal(situation: Situation): GoalReport {
     template: goal.templateHash,
     fetchedBytes: progress.fetchedBytes,
     sizeBytes: goal.template.artifact.sizeBytes,
+    ...(progress.fetchMs !== undefined && { fetchMs: progress.fetchMs }),
     ...(place?.running !== undefined && { running: place.running }),
     ...(refusal && { reason: refusal.reason, message: refusal.message }),
     ...standing,

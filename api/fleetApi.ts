@@ -20,6 +20,7 @@ const goalReport = z.object({
   grantId: z.string().optional().describe('The grant this state came of.'),
   fetchedBytes: z.int().optional(),
   sizeBytes: z.int().optional(),
+  fetchMs: z.int().min(0).optional().describe('How long the release took, once all of it is there.'),
   reason: z.string().optional(),
   message: z.string().max(1024).optional(),
 })

@@ -14,12 +14,32 @@ const spec = z.object({
   halted: z.boolean(),
 })
 
+const percent = z.int().describe('Rounded down.')
+
+/** How the release comes to the machines of a region: as the tracker sees it, and as they said afterwards. */
+const artifactSpread = z.object({
+  complete: z.int().optional().describe('Machines that have all of it.'),
+  fetching: z.int().optional(),
+  fewestCopies: z.int().optional().describe('Of the piece that the fewest machines have.'),
+  missingPieces: z.int().optional().describe('Pieces that no machine has.'),
+  had: z
+    .object({ p50: percent, p90: percent, last: percent })
+    .optional()
+    .describe('Percent of it that half of the machines have at least; nine of ten; all.'),
+  seconds: z
+    .object({ machines: z.int(), p50: z.number(), p90: z.number(), last: z.number() })
+    .optional()
+    .describe('How long the machines that have it took, from its descriptor to the last byte verified.'),
+})
+export type ArtifactSpread = z.infer<typeof artifactSpread>
+
 const status = machineCounts.partial().extend({
   observedSequence: z.int().optional().meta({ format: 'int64' }),
   observedRevision: z.int().optional(),
   reportedAt: z.string().optional(),
   halted: z.boolean().optional().describe('The region halted by itself on its own threshold.'),
   failures: z.array(machineFailure).max(10).optional(),
+  fetch: artifactSpread.optional(),
   conditions: conditions.optional(),
 })
 

@@ -361,6 +361,41 @@ test('each part of an artifact is lent to one machine at a time, whichever serve
   assert.equal((await parts(rest, { havePieces: 1 })).flat(), [])
 })
 
+test('how far an artifact has come, and how long it took, is known to every replica', async () => {
+  const { database, replicas } = await startRegion()
+  const now = goal(1)
+  await say(replicas, now)
+  const machines = await Promise.all(['a', 'b', 'c'].map((name) => machine(database, name)))
+  const [a, b, c] = machines as [TestMachine, TestMachine, TestMachine]
+  for (const each of machines) await each.poll(replicas[0].url)
+  const pieces = (bits: number) => Buffer.from([bits]).toString('base64')
+  await a.poll(replicas[0].url, [report(now, { fetchMs: 1000 })])
+  await b.poll(replicas[1].url, [report(now, { fetchMs: 3000 })])
+  const announce = async () => {
+    await Promise.all([a, b].map((each, i) => each.announce(replicas[i]?.url ?? '', { havePieces: 4 })))
+    await c.announce(replicas[1].url, { havePieces: 3, pieces: pieces(0b1110_0000) })
+  }
+  for (const replica of replicas)
+    assert.equal(
+      await until('it is seen', async () => {
+        await announce()
+        const fetch = (await countsOf(replica))?.fetch
+        return fetch?.fetching === 1 && fetch.complete === 2 ? fetch : undefined
+      }),
+      {
+        ...{ complete: 2, fetching: 1, fewestCopies: 2, missingPieces: 0, had: { p50: 100, p90: 75, last: 75 } },
+        seconds: { machines: 2, p50: 1, p90: 3, last: 3 },
+      },
+    )
+  // an agent that starts again does not know how long it took; the fleet does
+  await b.poll(replicas[0].url, [report(now, { state: 'Healthy' })])
+  await c.poll(replicas[0].url, [report(now, { fetchMs: 2000 })])
+  const seconds = async () => (await countsOf(replicas[0]))?.fetch?.seconds
+  assert.equal(await until('all three', async () => ((await seconds())?.machines === 3 ? seconds() : undefined)), {
+    ...{ machines: 3, p50: 2, p90: 3, last: 3 },
+  })
+})
+
 test('the descriptor must be the one that was signed, of an artifact that a goal names', async () => {
   const { database, replicas } = await startRegion()
   const m = await machine(database, 'm')

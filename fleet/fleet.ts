@@ -1,4 +1,5 @@
 import type { MachineCounts, MachineFailure } from '../api/goalState.ts'
+import type { ArtifactSpread } from '../api/regionalGoalState.ts'
 import type { GoalPayload, IndexPayload } from '../rollout/envelope.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { VerificationKey } from '../runtime/dsse.ts'
@@ -9,6 +10,7 @@ import { countMachines, listFailures } from './counts.ts'
 import { Goals } from './goals.ts'
 import { HubIndex } from './hubIndex.ts'
 import { type FleetRoutesOptions, registerFleetRoutes } from './routes.ts'
+import { SpreadReader } from './spread.ts'
 import { Swarms, type SwarmsOptions } from './swarms.ts'
 import { regionSecret, TrackerHolder } from './trackerHolder.ts'
 
@@ -41,6 +43,7 @@ export interface GoalCounts extends MachineCounts {
   revision: number
   halted: boolean
   failures: MachineFailure[]
+  fetch?: ArtifactSpread
 }
 
 /** Longer than anything was silent: for a server that was not up itself the whole time. */
@@ -52,6 +55,7 @@ export class Fleet {
   readonly #goals: Goals
   readonly #index: HubIndex
   readonly #holder: TrackerHolder
+  readonly #spread: SpreadReader
   #swarms: Swarms | undefined
   readonly #startedAt: number
 
@@ -61,6 +65,7 @@ export class Fleet {
     this.#goals = new Goals(database, keys)
     this.#index = new HubIndex({ database, keys, clock, lifetimeMs: indexLifetimeMs })
     this.#holder = new TrackerHolder({ database, url, clock, log })
+    this.#spread = new SpreadReader(database)
     this.#startedAt = clock.monotonic()
   }
 
@@ -89,7 +94,8 @@ export class Fleet {
       while (!signal.aborted) {
         await clock.sleep(1000, signal).catch(() => undefined)
         if (signal.aborted) return
-        this.#swarms?.expire()
+        const failed = (error: unknown) => log.info({ err: error }, 'the spread of artifacts was not noted')
+        await this.#swarms?.tend().catch(failed)
         await this.#goals.refresh().catch((error: unknown) => log.info({ err: error }, 'reading the goals failed'))
       }
     }
@@ -117,7 +123,10 @@ export class Fleet {
         'SELECT halted_revision AS halted FROM goal WHERE namespace = ? AND name = ?',
         [namespace, name],
       )
-      return { namespace, name, counts: { ...counts, sequence, revision, halted: row?.halted === revision, failures } }
+      const { infoHash } = payload.template.artifact
+      const fetch = await this.#spread.read(payload, { infoHash, fetched: counts.fetched })
+      const halted = row?.halted === revision
+      return { namespace, name, counts: { ...counts, sequence, revision, halted, failures, ...(fetch && { fetch }) } }
     })
     return Promise.all(counted)
   }

@@ -13,13 +13,15 @@ interface Reported {
   running: string | null
   reason: string | null
   message: string | null
+  fetchMs: number | null
 }
 
 /** Writes down what a machine reports of its goals, as far as it is new. Indexes: by_machine, PRIMARY. */
 export async function recordReports(database: Database, machine: string, reports: GoalReport[]): Promise<void> {
   if (reports.length === 0) return
   const known = await database.query<Reported>(
-    `SELECT namespace, name, state, sequence, revision, template, running, reason, message FROM machine_goal
+    `SELECT namespace, name, state, sequence, revision, template, running, reason, message, fetch_ms AS fetchMs
+     FROM machine_goal
      WHERE machine = ?`,
     [machine],
   )
@@ -38,10 +40,11 @@ export async function recordReports(database: Database, machine: string, reports
       running: report.running ?? null,
       reason: report.reason ?? null,
       message: report.message ?? null,
+      fetchMs: report.fetchMs ?? (before.template === report.template ? before.fetchMs : null),
     }
     if (isDeepStrictEqual({ ...before }, now)) continue
     await database.execute(
-      `UPDATE machine_goal SET state = ?, sequence = ?, revision = ?, template = ?, running = ?, reason = ?, message = ?,
+      `UPDATE machine_goal SET state = ?, sequence = ?, revision = ?, template = ?, running = ?, reason = ?, message = ?, fetch_ms = ?,
          reported_at_ms = ${nowMs} WHERE namespace = ? AND name = ? AND machine = ?`,
       [
         now.state,
@@ -51,6 +54,7 @@ export async function recordReports(database: Database, machine: string, reports
         now.running,
         now.reason,
         now.message,
+        now.fetchMs,
         now.namespace,
         now.name,
         machine,

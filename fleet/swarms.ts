@@ -3,17 +3,22 @@ import type { AnnounceAnswer, AnnounceRequest } from '../api/fleetApi.ts'
 import type { Template } from '../rollout/envelope.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { Metrics } from '../runtime/metrics.ts'
+import type { Database } from '../runtime/sql.ts'
 import { OriginLeases } from '../swarm/originLeases.ts'
+import type { Reach } from '../swarm/reach.ts'
 import { Tracker } from '../swarm/tracker.ts'
+import { SpreadNotes } from './spread.ts'
 import { swarmKey, type TrackerHolder } from './trackerHolder.ts'
 
 const presignSeconds = 600
+const noteEveryMs = 3000
 
 interface OriginStore {
   presignGet(key: string, expiresSeconds: number): Promise<{ url: string; expiresAtMs: number }>
 }
 
 export interface SwarmsOptions {
+  database: Database
   holder: TrackerHolder
   secret: Buffer
   /** The region's own bucket, as far as machines need it; undefined until the hub has said where it is. */
@@ -30,11 +35,15 @@ export class Swarms {
   readonly #tracker: Tracker
   readonly #leases: OriginLeases
   readonly #originBytes
+  readonly #notes: SpreadNotes
+  readonly #pieceCounts = new Map<string, number>()
+  #notedMs = 0
 
   constructor(o: SwarmsOptions) {
     this.#o = o
     this.#tracker = new Tracker({ intervalMs: o.announceMs })
     this.#leases = new OriginLeases({ tracker: this.#tracker, leaseMs: o.originLeaseMs })
+    this.#notes = new SpreadNotes(o.database)
     this.#originBytes = o.metrics.counter('origin_read_bytes_total', 'Bytes machines read from the region’s bucket.')
   }
 
@@ -52,6 +61,7 @@ export class Swarms {
       return { key, peers: [], intervalMs: this.#o.announceMs, seed: false }
     }
     const nowMs = clock.monotonic()
+    this.#pieceCounts.set(infoHash, totalPieces)
     const { host, port, zone, rack, connected, resting, pieces } = announce
     const { peers, intervalMs, seed } = this.#tracker.announce(
       {
@@ -78,8 +88,18 @@ export class Swarms {
     return lent && { ...(await store.presignGet(key, presignSeconds)), forMs: originLeaseMs, ...lent }
   }
 
-  /** Drops swarms that nobody was heard of in. */
-  expire(): void {
-    this.#tracker.expire(this.#o.clock.monotonic())
+  /** Drops swarms that nobody was heard of in, and writes down how far the others have come. */
+  async tend(): Promise<void> {
+    const nowMs = this.#o.clock.monotonic()
+    this.#tracker.expire(nowMs)
+    if (!this.#o.holder.isHolder || nowMs - this.#notedMs < noteEveryMs) return
+    this.#notedMs = nowMs
+    const reaches = new Map<string, Reach>()
+    for (const [infoHash, pieceCount] of this.#pieceCounts) {
+      const reach = this.#tracker.reach(infoHash, pieceCount)
+      if (reach) reaches.set(infoHash, reach)
+      else this.#pieceCounts.delete(infoHash)
+    }
+    await this.#notes.note(reaches, nowMs)
   }
 }

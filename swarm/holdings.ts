@@ -30,6 +30,15 @@ export class Holdings {
     return this.#availability[pieceIndex] ?? 0
   }
 
+  /** How many pieces each machine has that said so. */
+  *counts(): Generator<number> {
+    for (const bytes of this.#bytes.values()) {
+      let count = 0
+      for (let byte of bytes) for (; byte !== 0; byte &= byte - 1) count++
+      yield count
+    }
+  }
+
   #change(before: Uint8Array | undefined, after: Uint8Array | undefined): void {
     const length = Math.max(before?.length ?? 0, after?.length ?? 0)
     for (let at = 0; at < length; at++) {

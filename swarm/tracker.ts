@@ -1,6 +1,7 @@
 import type { Address } from './addresses.ts'
 import { Holdings } from './holdings.ts'
 import { type Member, Members } from './members.ts'
+import { type Reach, reachOf } from './reach.ts'
 
 /** What a machine says of itself in one swarm. */
 export interface Announce {
@@ -179,6 +180,14 @@ export class Tracker {
     if (!table) return { complete: 0, incomplete: 0, keepers: 0 }
     const { seeds, resting, incomplete, keepers } = table
     return { complete: seeds.size + resting.size, incomplete: incomplete.size, keepers: keepers.size }
+  }
+
+  /** How far the artifact has come; undefined when nobody is known. */
+  reach(infoHash: string, pieceCount: number): Reach | undefined {
+    const table = this.#tables.get(infoHash)
+    if (!table) return undefined
+    const { seeds, resting, incomplete, holdings } = table
+    return reachOf({ complete: seeds.size + resting.size, fetching: incomplete.size, holdings, pieceCount })
   }
 
   /** How many machines can give this piece, as far as they said. */

@@ -9,7 +9,7 @@ import { z } from 'zod'
 import type { MachineCounts, MachineFailure } from '../../api/goalState.ts'
 import { objectMeta } from '../../api/meta.ts'
 import { indexName, mirrorLabel, mirrorNamespace, regionNamespace } from '../../api/regionApi.ts'
-import { RegionalGoalState } from '../../api/regionalGoalState.ts'
+import { type ArtifactSpread, RegionalGoalState } from '../../api/regionalGoalState.ts'
 import { type GoalPayload, type IndexPayload, openGoal, openIndex } from '../../rollout/envelope.ts'
 import type { Clock } from '../../runtime/clock.ts'
 import type { Cluster } from '../../runtime/cluster.ts'
@@ -29,7 +29,13 @@ export interface GoalStore {
     {
       namespace: string
       name: string
-      counts: MachineCounts & { sequence: number; revision: number; halted: boolean; failures: MachineFailure[] }
+      counts: MachineCounts & {
+        sequence: number
+        revision: number
+        halted: boolean
+        failures: MachineFailure[]
+        fetch?: ArtifactSpread
+      }
     }[]
   >
 }
