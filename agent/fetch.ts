@@ -7,6 +7,7 @@ import type { AnnounceAnswer } from '../api/fleetApi.ts'
 import type { Template } from '../rollout/envelope.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { Logger } from '../runtime/log.ts'
+import { asDiskError } from '../swarm/disk.ts'
 import type { SwarmNode } from '../swarm/node.ts'
 import type { Swarm, SwarmStats } from '../swarm/swarm.ts'
 import type { FleetClient } from './fleet.ts'
@@ -52,6 +53,8 @@ export class ReleaseFetch {
   #past: Totals = { fromPeersBytes: 0, fromOriginBytes: 0, fromLocalBytes: 0, wastedBytes: 0, sentBytes: 0 }
   #wake: () => void = () => {}
   #priority: number
+  /** The last failure, until the release is whole. */
+  #failure = ''
   /** How long it took, once it is whole. */
   fetchMs: number | undefined
   /** Why the last try failed. */
@@ -109,11 +112,15 @@ export class ReleaseFetch {
     for (let waitMs = retryMs.first; !signal.aborted; waitMs = Math.min(2 * waitMs, retryMs.last)) {
       try {
         await this.#attempt(signal)
-      } catch (error) {
+      } catch (thrown) {
         if (signal.aborted) return
+        const error = asDiskError(thrown)
         const reason = error instanceof ShoalError ? error.code : 'Internal'
+        // a disk that stays full is said once
+        const level = this.#failure === reason ? 'debug' : 'error'
+        this.#failure = reason
         this.problem = { reason, message: (error as Error).message }
-        log.error({ artifact: release.artifact.name, err: error }, 'fetch failed')
+        log[level]({ artifact: release.artifact.name, err: error }, 'fetch failed')
         this.#o.onChange()
         await clock.sleep(waitMs * (0.5 + Math.random()), signal).catch(() => {})
       }
@@ -178,6 +185,7 @@ export class ReleaseFetch {
   async #finish(): Promise<void> {
     if (!this.#o.release.complete) await this.#o.release.finish()
     this.fetchMs = await this.#o.release.fetchMs()
+    this.#failure = ''
     this.#o.log.info({ artifact: this.artifact.name, ...this.#swarm?.stats() }, 'release complete')
     this.#o.onChange()
     this.#wake()

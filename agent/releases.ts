@@ -1,9 +1,10 @@
 import { existsSync } from 'node:fs'
-import { chmod, mkdir, readdir, readFile, rm, stat, statfs, utimes } from 'node:fs/promises'
+import { chmod, readdir, readFile, rm, stat, statfs, utimes } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { type Descriptor, parseDescriptor } from '../api/descriptor.ts'
 import { ShoalError, Transient } from '../api/errors.ts'
 import type { Template } from '../rollout/envelope.ts'
+import { makeFolder } from '../swarm/disk.ts'
 import type { LocalRelease } from '../swarm/localChunks.ts'
 import { syncFolder, writeDurably } from './supervisor/durable.ts'
 
@@ -36,7 +37,7 @@ export class Release {
   }
 
   async create(): Promise<void> {
-    await mkdir(this.files, { recursive: true, mode: 0o755 })
+    await makeFolder(this.files, 0o755)
     await chmod(this.dir, 0o755)
     await syncFolder(dirname(this.dir))
   }

@@ -182,6 +182,21 @@ export const errorCodes = {
     meaning: 'The machine’s disk has no room for the release.',
     action: 'Free space; the agent retries by itself.',
   },
+  DiskReadOnly: {
+    status: 503,
+    meaning: 'The machine’s disk is mounted read-only, as kernels do after errors.',
+    action: 'Look at the kernel’s log, repair the file system and mount it writable; the agent retries by itself.',
+  },
+  DiskDenied: {
+    status: 503,
+    meaning: 'A file or folder can’t be written, by its owner, mode or attributes.',
+    action: 'Give the data folder back to the user the agent runs as; the agent retries by itself.',
+  },
+  DiskFault: {
+    status: 503,
+    meaning: 'The machine’s disk can’t be read or written.',
+    action: 'Replace the disk; what is on it is not trusted.',
+  },
 } as const satisfies Record<string, { status: number; meaning: string; action: string }>
 
 export type ErrorCode = keyof typeof errorCodes

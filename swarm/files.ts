@@ -1,8 +1,9 @@
 import { constants } from 'node:fs'
-import { chmod, type FileHandle, lstat, mkdir, open, readlink, rm, stat, symlink } from 'node:fs/promises'
+import { chmod, type FileHandle, lstat, open, readlink, rm, stat, symlink } from 'node:fs/promises'
 import { dirname, join, relative } from 'node:path'
-import { ShoalError, Transient } from '../api/errors.ts'
+import { ShoalError } from '../api/errors.ts'
 import { pieceSizeBytes, type Torrent, type TorrentFile } from '../api/torrent.ts'
+import { diskErrors, makeFolder } from './disk.ts'
 
 const MAX_OPEN = 128
 const { O_RDONLY, O_RDWR, O_WRONLY, O_CREAT, O_NOFOLLOW } = constants
@@ -68,12 +69,12 @@ export class TorrentFiles implements AsyncDisposable {
     })
   }
 
-  /** Creates what is missing. @throws Transient `DiskFull`; ShoalError `NotFound` in mode `seed`. */
+  /** Creates what is missing. @throws as `diskErrors`; ShoalError `NotFound` in mode `seed`. */
   static async prepare(torrent: Torrent, dir: string, mode: FilesMode): Promise<TorrentFiles> {
     const files = new TorrentFiles(torrent, dir, mode)
     if (mode !== 'seed')
       for (const folder of new Set(torrent.files.map((file) => (file.padding ? '.' : dirname(file.path)))))
-        await mkdir(join(dir, folder), { recursive: true })
+        await diskErrors(() => makeFolder(join(dir, folder)))
     for (const [index, file] of torrent.files.entries()) {
       if (file.padding) continue
       if (mode === 'seed') await files.#find(index, file)
@@ -158,7 +159,7 @@ export class TorrentFiles implements AsyncDisposable {
 
   /**
    * Whole pages go straight to the disk: half the CPU of a write through the page cache, and what the application keeps
-   * there stays. @throws Transient `DiskFull`.
+   * there stays. @throws as `diskErrors`.
    */
   async write(pieceIndex: number, from: Uint8Array): Promise<void> {
     if (this.#mode === 'seed') throw new ShoalError('Conflict', `${this.#dir} is seeded from and not written to.`)
@@ -315,14 +316,4 @@ export class TorrentFiles implements AsyncDisposable {
 
 async function close({ handle, direct }: OpenFile): Promise<void> {
   for (const open of [handle, direct]) await open?.then((each) => each.close()).catch(() => {})
-}
-
-async function diskErrors<T>(run: () => Promise<T>): Promise<T> {
-  try {
-    return await run()
-  } catch (error) {
-    const code = (error as NodeJS.ErrnoException).code
-    if (code === 'ENOSPC' || code === 'EDQUOT') throw new Transient('DiskFull', 'The disk is full.', { cause: error })
-    throw error
-  }
 }

@@ -93,7 +93,7 @@ export class SwarmNode implements AsyncDisposable {
 
   /**
    * Joins an artifact's swarm: creates the folder and its files, takes over what a former process left.
-   * @throws Transient `DiskFull`; ShoalError `Conflict` when this swarm is open already.
+   * @throws as `diskErrors`; ShoalError `Conflict` when this swarm is open already.
    */
   async open(options: SwarmOptions): Promise<Swarm> {
     const { torrent, dir, mode = 'release', stateFile, signal } = options

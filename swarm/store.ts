@@ -1,6 +1,7 @@
 import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
 import { Bitfield } from './bitfield.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
+import { diskErrors } from './disk.ts'
 import { type FilesMode, TorrentFiles } from './files.ts'
 import type { Hasher } from './hasher.ts'
 import { loadProgress, saveProgress } from './progress.ts'
@@ -107,7 +108,7 @@ export class PieceStore implements AsyncDisposable {
     return Buffer.from((pieceSha256 ?? pieceSha1).subarray(at, at + digest.length)).equals(digest)
   }
 
-  /** Writes a piece that was verified. @throws Transient `DiskFull`. */
+  /** Writes a piece that was verified. @throws as `diskErrors`. */
   async write(index: number, buffer: PieceBuffer): Promise<void> {
     await this.#files.write(index, buffer.bytes.subarray(0, pieceSizeBytes(this.#torrent, index)))
     this.#mark(index)
@@ -149,7 +150,7 @@ export class PieceStore implements AsyncDisposable {
     try {
       await this.#files.sync()
       if (stateFile !== undefined)
-        await saveProgress(stateFile, this.#torrent, { pieces, modifiedNs: this.#files.modifiedNs })
+        await diskErrors(() => saveProgress(stateFile, this.#torrent, { pieces, modifiedNs: this.#files.modifiedNs }))
     } catch (error) {
       this.#unsaved = true
       throw error

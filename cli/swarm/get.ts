@@ -12,7 +12,7 @@ interface GetOptions extends SessionOptions {
   json?: boolean
 }
 
-/** Exits with 130 when stopped before everything is there. @throws ShoalError as `openSession`, and `DiskFull`. */
+/** Exits with 130 when stopped before everything is there. @throws ShoalError as `openSession`, and as `diskErrors`. */
 export async function get(torrentPath: string, options: GetOptions): Promise<void> {
   const signal = stopSignal()
   const startedMs = performance.now()

@@ -1,8 +1,9 @@
-import { mkdir, readFile } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ShoalError } from '../../api/errors.ts'
 import { parseTorrent, type Torrent } from '../../api/torrent.ts'
 import { Announcer } from '../../swarm/announcer.ts'
+import { diskErrors, makeFolder } from '../../swarm/disk.ts'
 import { SwarmNode } from '../../swarm/node.ts'
 import type { RateSchedule } from '../../swarm/rateSchedule.ts'
 import type { Swarm } from '../../swarm/swarm.ts'
@@ -45,7 +46,7 @@ export async function openSession(
   const torrent = parseTorrent(await readTorrent(torrentPath))
   await using opened = new AsyncDisposableStack()
   const node = opened.use(await SwarmNode.listen({ ...listen, log, uploadLimit, downloadLimit }))
-  if (!seed) await mkdir(dir, { recursive: true })
+  if (!seed) await diskErrors(() => makeFolder(dir))
   const swarm = opened.use(
     await node.open({
       torrent,
