@@ -1,6 +1,6 @@
 import type { Sender } from './activePieces.ts'
 import type { PieceBuffer } from './buffers.ts'
-import type { Peer } from './peer.ts'
+import { type Peer, STANDARD_BLOCK_BYTES } from './peer.ts'
 
 const [FREE, ASKED, RECEIVING, DONE] = [0, 1, 2, 3]
 const MAX_ASKED = 2
@@ -25,7 +25,7 @@ export class ActivePiece {
   hops = 0
   /** Peers were told that they may have it from us as it comes. */
   passedOn = false
-  /** Its owner has begun it and passes it on: if it turns out wrong, someone before the owner may be to blame. */
+  /** Some of it came, or is to come, from a peer that has begun it. */
   secondHand = false
   /** What releases on this disk had of it. */
   localBytes = 0
@@ -97,6 +97,19 @@ export class ActivePiece {
     this.states.fill(DONE, first, first + units)
     this.#doneUnits += units
     return this.#doneUnits === this.states.length
+  }
+
+  /** What a peer sent is to be fetched again. @returns how many bytes that is. */
+  forget(peerId: string): number {
+    let sizeBytes = 0
+    for (let unit = 0; unit < this.states.length; unit++) {
+      if (this.checking || this.states[unit] !== DONE || this.senders[unit]?.id !== peerId) continue
+      this.states[unit] = FREE
+      delete this.senders[unit]
+      this.#doneUnits--
+      sizeBytes += Math.min(STANDARD_BLOCK_BYTES, this.sizeBytes - unit * STANDARD_BLOCK_BYTES)
+    }
+    return sizeBytes
   }
 
   /** Forgets what came: another peer begins it anew. Requests still under way are released by their own peers. */

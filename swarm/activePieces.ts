@@ -6,6 +6,7 @@ import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import type { LocalChunks } from './localChunks.ts'
 import { type Peer, STANDARD_BLOCK_BYTES } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
+import { SecondHand } from './secondHand.ts'
 
 /** Memory for pieces on their way in, hashing and writing included. */
 const ACTIVE_BYTES = 64 << 20
@@ -20,6 +21,8 @@ const MAX_HOPS = 3
 export interface Sender {
   id: string
   address: Address
+  /** It had not got the piece, and passed it on: it may be as wronged as we are. */
+  atSecondHand: boolean
 }
 
 interface ActivePiecesOptions {
@@ -32,6 +35,8 @@ interface ActivePiecesOptions {
   /** A verified piece: store it and tell everyone. */
   keep(index: number, buffer: PieceBuffer): Promise<void>
   ban(sender: Sender, pieceIndex: number): void
+  /** It passed on wrong bytes too often: what is on its way from it is off, and nothing is taken at second hand again. */
+  refuse(sender: Sender, pieceIndex: number): void
   /** A piece comes from a peer that has it: others may ask us for it already. */
   passOn(piece: ActivePiece): void
   /** More of a piece that is passed on is there; `dropped`: no more will come, for now. */
@@ -50,6 +55,7 @@ export class ActivePieces {
   readonly #pieces = new Map<number, ActivePiece>()
   readonly #blame = new Blame<Sender>(STANDARD_BLOCK_BYTES)
   readonly #senders = new Map<string, Sender>()
+  readonly #secondHand = new SecondHand()
   /** Came wrong at second hand: to be taken only from who has them. */
   readonly #suspect = new Set<number>()
   /** Pieces being checked or filled from disk. */
@@ -171,12 +177,19 @@ export class ActivePieces {
     }
   }
 
-  senderOf(peer: Peer): Sender {
-    let sender = this.#senders.get(peer.id)
+  /** Whether a piece may be had of this peer that it has only begun. */
+  mayPassOn(peer: Peer): boolean {
+    return !this.#secondHand.refuses(peer)
+  }
+
+  senderOf(peer: Peer, index: number): Sender {
+    const atSecondHand = !peer.has.has(index)
+    const key = `${peer.id}${atSecondHand}`
+    let sender = this.#senders.get(key)
     if (!sender) {
       if (this.#senders.size > 10_000) this.#senders.clear()
-      sender = { id: peer.id, address: peer.address }
-      this.#senders.set(peer.id, sender)
+      sender = { id: peer.id, address: peer.address, atSecondHand }
+      this.#senders.set(key, sender)
     }
     return sender
   }
@@ -197,7 +210,7 @@ export class ActivePieces {
     const bytes = buffer.bytes.subarray(0, piece.sizeBytes)
     try {
       if (await this.#o.verify(index, buffer)) {
-        for (const liar of this.#blame.succeeded(index, bytes)) this.#o.ban(liar, index)
+        for (const sender of this.#blame.succeeded(index, bytes)) this.#accuse(sender, index)
         await this.#o.keep(index, buffer)
         this.#o.local?.took(piece.localBytes)
       } else {
@@ -219,12 +232,20 @@ export class ActivePieces {
   #findFault({ index, localBytes, secondHand, senders }: ActivePiece, bytes: Uint8Array): void {
     // a disk that is not as described wrongs whoever sent the rest: without it, the next time tells
     if (localBytes > 0) this.#o.local?.forget(index, new Error('its chunks are not what their digests say'))
-    // who passed it on may be as wronged as we are
-    else if (secondHand) this.#suspect.add(index)
     else {
-      const liar = this.#blame.failed(index, bytes, senders)
-      if (liar) this.#o.ban(liar, index)
+      if (secondHand) this.#suspect.add(index)
+      const sender = this.#blame.failed(index, bytes, senders)
+      if (sender) this.#accuse(sender, index)
     }
+  }
+
+  /** It sent wrong bytes: what else came from it is not waited for. */
+  #accuse(sender: Sender, index: number): void {
+    const sentence = sender.atSecondHand ? this.#secondHand.wrong(sender) : 'ban'
+    if (sentence === 'nothing') return
+    for (const piece of this.#pieces.values()) this.#o.wasted(piece.forget(sender.id))
+    if (sentence === 'ban') this.#o.ban(sender, index)
+    else this.#o.refuse(sender, index)
   }
 
   /** Waits for what is being checked; forgets the rest. */

@@ -32,6 +32,7 @@ export class Bans {
   }
 }
 
-function isLoopback(host: string): boolean {
+/** Where others live too, in tests and demos. */
+export function isLoopback(host: string): boolean {
   return host === '::1' || host.startsWith('127.')
 }

@@ -61,6 +61,7 @@ interface DownloaderOptions {
   /** A verified piece: store it and tell everyone. */
   keep(index: number, buffer: PieceBuffer): Promise<void>
   ban(sender: Sender, pieceIndex: number): void
+  refuse(sender: Sender, pieceIndex: number): void
   /** A piece comes from a peer that has it: others may ask us for it already. */
   passOn(piece: ActivePiece): void
   /** More of a piece that is passed on is there; `dropped`: no more will come, for now. */
@@ -242,7 +243,7 @@ export class Downloader {
       this.downloadedBytes += block.sizeBytes
       peer.receivedBytes += block.sizeBytes
       piece.lastProgressMs = nowMs
-      const whole = piece.done(...unitsOf(request), this.pieces.senderOf(peer))
+      const whole = piece.done(...unitsOf(request), this.pieces.senderOf(peer, piece.index))
       if (piece.passedOn) this.#o.progressed(piece)
       this.#cancelElsewhere(piece, request)
       if (whole) this.pieces.complete(piece)

@@ -49,6 +49,7 @@ interface ExchangeOptions {
   /** A piece we have, held for the caller; undefined if it turns out damaged. */
   load(index: number): Promise<PieceBuffer | undefined>
   banned(sender: Sender, pieceIndex: number): void
+  refused(sender: Sender, pieceIndex: number): void
   /** Another swarm goes first: no piece is begun for now. */
   yields(): boolean
   /** Peers were asked for all they can be asked for. */
@@ -97,6 +98,7 @@ export class Exchange implements PeerHost {
       keep: o.keep,
       failed: o.failed,
       ban: (sender, pieceIndex) => this.#ban(sender, pieceIndex),
+      refuse: (sender, pieceIndex) => this.#refuse(sender, pieceIndex),
       passOn: (piece) => this.#passOn(piece),
       progressed: (piece) => this.uploader.progressed(piece),
       dropped: (piece) => this.uploader.dropped(piece),
@@ -212,7 +214,7 @@ export class Exchange implements PeerHost {
 
   begun(peer: Peer, pieceIndex: number, hops: number): void {
     if (pieceIndex >= this.pieceCount || hops === 0) throw new WireError('began a piece that does not exist')
-    if (peer.has.has(pieceIndex)) return
+    if (peer.has.has(pieceIndex) || !this.downloader.pieces.mayPassOn(peer)) return
     const known = peer.begun.has(pieceIndex)
     if (!known && peer.begun.size >= MAX_BEGUN) throw new WireError('began too many pieces')
     peer.begun.set(pieceIndex, hops)
@@ -359,6 +361,12 @@ export class Exchange implements PeerHost {
   #ban(sender: Sender, pieceIndex: number): void {
     this.#o.banned(sender, pieceIndex)
     this.neighbours.ban(sender)
+  }
+
+  /** It may come back, and give what it has. */
+  #refuse(sender: Sender, pieceIndex: number): void {
+    this.#o.refused(sender, pieceIndex)
+    this.neighbours.hangUp(sender.id, 'passed on wrong bytes')
   }
 
   #rechoke(): void {

@@ -5,7 +5,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { encodeGreeting } from './extension.ts'
 import { assertRelease, Playground, sampleArtifact, until, within } from './fixture.ts'
-import { RawListener, RawPeer } from './rawPeer.ts'
+import { RawListener, RawPeer, type RawRequest } from './rawPeer.ts'
 import { encodeHandshake, encodeMessage, encodeNumbers, messageId } from './wire.ts'
 
 const test = suite('hostile peers')
@@ -82,6 +82,36 @@ test('a piece of which only part was a lie: the liar is found, the honest sender
   await within(leech.done, 'done')
   await assertRelease(join(playground.dir, 'leech', 'release'), sample)
   assert.equal(leech.stats().banned.sort(), [`127.0.0.1:${liar.address.port}`, liar.peerId.toString('hex')].sort())
+})
+
+test('what a liar sent of other pieces goes with it: no honest block is fetched twice for it', async () => {
+  await using playground = await Playground.create()
+  const first: RawRequest[] = []
+  const begun = new Set<number>()
+  let sentBytes = 0
+  const lie = (peer: RawPeer, request: RawRequest) => {
+    sentBytes += request.sizeBytes
+    peer.sendBlock(request, randomBytes(request.sizeBytes))
+  }
+  await using liar = await RawListener.listen({
+    infoHash,
+    onJoin: offerAll,
+    // all but the end of each piece, and all of the first once five are begun
+    onRequest: (peer, request) => {
+      begun.add(request.pieceIndex)
+      if (request.begin + request.sizeBytes < pieceLengthBytes) lie(peer, request)
+      else if (begun.size === 1) first.push(request)
+      if (begun.size >= 5) for (const rest of first.splice(0)) lie(peer, rest)
+    },
+  })
+  const leech = await playground.open(await playground.node(), sample, { name: 'leech' })
+  leech.addPeers([liar.address])
+  await until(() => leech.stats().banned.length > 0, 'the liar is banned')
+  const seed = await playground.seed(sample)
+  leech.addPeers([seed.address])
+  await within(leech.done, 'done')
+  assert.ok(begun.size >= 5 && sentBytes > pieceLengthBytes)
+  assert.ok(leech.stats().wastedBytes <= sentBytes, `${leech.stats().wastedBytes} wasted of ${sentBytes} sent`)
 })
 
 test('a peer that stops half way through a block holds nothing up once it is gone', async () => {

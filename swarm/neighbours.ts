@@ -85,6 +85,10 @@ export class Neighbours {
     for (const peer of [...this.joined]) if (this.#bans.bansPeer(peer.id)) peer.close('sent wrong bytes')
   }
 
+  hangUp(id: string, reason: string): void {
+    for (const peer of [...this.joined]) if (peer.id === id) peer.close(reason)
+  }
+
   dialMore(): void {
     let dialled = this.#dialling.size
     for (const peer of this.joined) if (peer.dialled) dialled++

@@ -2,8 +2,10 @@ import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { BEGUN_MESSAGE } from './extension.ts'
 import { assertRelease, Playground, sampleArtifact, until, within } from './fixture.ts'
 import { RawListener, type RawPeer, type RawRequest } from './rawPeer.ts'
+import { SecondHand } from './secondHand.ts'
 import { messageId } from './wire.ts'
 
 const test = suite('passing on')
@@ -92,6 +94,63 @@ test('who passes on what was wrong is not banned for it; who sent it is', async 
   near.addPeers([seed.address])
   await within(far.done, 'the far one is done, by way of the near one')
   await assertRelease(join(playground.dir, 'far', 'release'), sample)
+})
+
+test('who passes on wrong pieces again and again is asked for nothing more at second hand, though it comes back', async () => {
+  await using playground = await Playground.create()
+  const small = sampleArtifact({ f: 4 << 20 }, 64 << 10)
+  const asked: [RawPeer, RawRequest][] = []
+  await using liar = await RawListener.listen({
+    infoHash: small.descriptor.infoHash,
+    onJoin: (peer) => {
+      peer.send(messageId.unchoke)
+      for (let index = 0; index < small.descriptor.pieceCount; index++)
+        peer.send(messageId.extended, Buffer.from([BEGUN_MESSAGE, 0, 0, 0, index, 1]))
+    },
+    onRequest: (peer, request) => asked.push([peer, request]),
+  })
+  const leech = await playground.open(await playground.node(), small, { name: 'leech' })
+  leech.addPeers([liar.address])
+  let sentBytes = 0
+  const isBack = () => liar.peers.length > 1 && liar.peers.at(-1)?.handshake !== undefined
+  await until(() => {
+    // a piece, and the next when that was found wrong
+    if (leech.stats().wastedBytes < sentBytes || isBack()) return isBack()
+    for (const [peer, request] of asked.splice(0, 4)) {
+      sentBytes += request.sizeBytes
+      peer.sendBlock(request, randomBytes(request.sizeBytes))
+    }
+    return false
+  }, 'it was hung up on, and is back')
+  asked.length = 0
+  const seed = await playground.seed(small, { uploadBytesPerSecond: 8e6 })
+  leech.addPeers([seed.address])
+  await within(leech.done, 'done')
+  await assertRelease(join(playground.dir, 'leech', 'release'), small)
+  assert.ok(sentBytes <= 4 * (64 << 10), `${sentBytes} bytes, of which one piece may have been on its way`)
+  assert.is(asked.length, 0, 'it is asked for nothing more')
+  assert.equal(leech.stats().banned, [], 'it may have been wronged')
+})
+
+test('a host that passes on wrong pieces under ever new names is banned; one wronged three times is not', () => {
+  const from = (host: string, id: string, port: number) => ({ id, address: { host, port } })
+  const secondHand = new SecondHand()
+  const one = from('10.0.0.1', 'one', 1)
+  const sentences = Array.from({ length: 20 }, () => secondHand.wrong(one))
+  assert.equal(
+    sentences.filter((sentence) => sentence !== 'nothing'),
+    ['refusal'],
+  )
+  assert.ok(secondHand.refuses(one))
+  assert.ok(secondHand.refuses(from('10.0.0.1', 'renamed', 1)) && secondHand.refuses(from('10.0.0.2', 'one', 2)))
+  assert.not(secondHand.refuses(from('10.0.0.1', 'another', 2)))
+  const many = Array.from({ length: 20 }, (_, i) => from('10.0.0.3', `many${i >> 1}`, 1000 + (i >> 1)))
+  assert.is(
+    many.findIndex((peer) => secondHand.wrong(peer) === 'ban'),
+    8,
+  )
+  const here = Array.from({ length: 20 }, (_, i) => from('127.0.0.1', `here${i}`, 1000 + i))
+  assert.ok(here.every((peer) => secondHand.wrong(peer) === 'nothing'))
 })
 
 test.run()

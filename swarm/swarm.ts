@@ -140,6 +140,11 @@ export class Swarm implements AsyncDisposable {
       load: (index) => this.#load(index),
       banned: (sender, pieceIndex) =>
         p.log.info({ infoHash: this.infoHash, peer: sender.address, pieceIndex }, 'peer banned for wrong bytes'),
+      refused: (sender, pieceIndex) =>
+        p.log.info(
+          { infoHash: this.infoHash, peer: sender.address, pieceIndex },
+          'peer passed on wrong bytes too often',
+        ),
       filled: () => this.#origin.fill(),
     })
     this.#origin = new OriginReader({
