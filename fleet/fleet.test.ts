@@ -134,7 +134,7 @@ const web = (command: string) =>
     artifact: {
       name: 'web-1',
       digest: `sha256:${'a'.repeat(64)}`,
-      sizeBytes: 10,
+      sizeBytes: 64 << 10,
       key: 'demo/web-1/1',
       infoHash: 'b'.repeat(40),
       descriptorDigest: `sha256:${'d'.repeat(64)}`,
@@ -394,6 +394,18 @@ test('how far an artifact has come, and how long it took, is known to every repl
   assert.equal(await until('all three', async () => ((await seconds())?.machines === 3 ? seconds() : undefined)), {
     ...{ machines: 3, p50: 2, p90: 3, last: 3 },
   })
+})
+
+test('an announce of more pieces than the artifact can have is refused', async () => {
+  const { database, replicas } = await startRegion()
+  const m = await machine(database, 'm')
+  await say(replicas, goal(1))
+  const code = (totalPieces: number) =>
+    m.announce(replicas[0].url, { totalPieces }).then(
+      () => 'answered',
+      (error: unknown) => (error as ShoalError).code,
+    )
+  assert.equal([await code(4), await code(5), await code(2 ** 52)], ['answered', 'Invalid', 'Invalid'])
 })
 
 test('the descriptor must be the one that was signed, of an artifact that a goal names', async () => {

@@ -1,5 +1,6 @@
-import { Transient } from '../api/errors.ts'
+import { ShoalError, Transient } from '../api/errors.ts'
 import type { AnnounceAnswer, AnnounceRequest } from '../api/fleetApi.ts'
+import { mostPieces } from '../api/torrent.ts'
 import type { Template } from '../rollout/envelope.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { Metrics } from '../runtime/metrics.ts'
@@ -47,12 +48,17 @@ export class Swarms {
     this.#originBytes = o.metrics.counter('origin_read_bytes_total', 'Bytes machines read from the region’s bucket.')
   }
 
-  /** @throws Transient `Unavailable` on a replica that is not the tracker. */
+  /**
+   * @throws Transient `Unavailable` on a replica that is not the tracker; ShoalError `Invalid` for more pieces than the
+   * signed size can have: pieces are counted, and kept, by what machines say.
+   */
   async announce(machine: string, artifact: Template['artifact'], announce: AnnounceRequest): Promise<AnnounceAnswer> {
     const { holder, secret, clock } = this.#o
     if (!holder.isHolder) throw new Transient('Unavailable', 'this replica is not the tracker any more')
     const { infoHash } = artifact
     const { havePieces, totalPieces, originBytes, left } = announce
+    if (totalPieces > mostPieces(artifact.sizeBytes))
+      throw new ShoalError('Invalid', `${artifact.name} can not have ${totalPieces} pieces`)
     if (originBytes > 0) this.#originBytes.inc(originBytes)
     const key = swarmKey(secret, artifact.descriptorDigest).toString('base64')
     if (left) {
@@ -67,6 +73,7 @@ export class Swarms {
       {
         ...{ infoHash, machine, host, port, zone, rack, connected, resting },
         completed: havePieces >= totalPieces,
+        pieceCount: totalPieces,
         pieces: pieces === undefined ? undefined : Buffer.from(pieces, 'base64'),
       },
       nowMs,

@@ -9,7 +9,7 @@ import type { PiecePicker } from './picker.ts'
 import { SecondHand } from './secondHand.ts'
 
 /** Memory for pieces on their way in, hashing and writing included. */
-const ACTIVE_BYTES = 64 << 20
+const ACTIVE_BYTES = 48 << 20
 const MAX_ACTIVE = 512
 /**
  * A piece is passed on as it comes over so many machines. With one, 24 machines used 0.6 of their links while first copies

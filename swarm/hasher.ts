@@ -39,7 +39,10 @@ export class Hasher implements AsyncDisposable {
   #worker(slot: number): Worker {
     const running = this.#workers[slot]
     if (running) return running
-    const worker = new Worker(new URL('./hashWorker.ts', import.meta.url), { execArgv: [] })
+    const worker = new Worker(new URL('./hashWorker.ts', import.meta.url), {
+      execArgv: [],
+      resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 32 },
+    })
     this.#workers[slot] = worker
     worker.on('message', ({ id, digest }: HashResult) => {
       this.#waiting.get(id)?.resolve(digest)

@@ -3,8 +3,10 @@ export class Holdings {
   readonly #bytes = new Map<string, Uint8Array>()
   #availability = new Uint32Array(0)
 
-  /** Takes the place of what it said before. O(pieces / 8). */
-  set(machine: string, bitfield: Uint8Array): void {
+  /** Takes the place of what it said before; what it says of pieces that do not exist is not kept. O(pieces / 8). */
+  set(machine: string, said: Uint8Array, pieceCount: number): void {
+    // copied: said may be the front of something larger
+    const bitfield = Uint8Array.from(said.subarray(0, Math.ceil(pieceCount / 8)))
     if (this.#availability.length < bitfield.length * 8) {
       const grown = new Uint32Array(bitfield.length * 8)
       grown.set(this.#availability)

@@ -21,7 +21,10 @@ function region() {
       const bits = new Uint8Array(totalPieces / 8)
       for (const index of pieces) bits[index >> 3] = (bits[index >> 3] ?? 0) | (0x80 >> (index & 7))
       const completed = pieces.length === totalPieces
-      tracker.announce({ infoHash, machine, host: machine, port: 1, completed, pieces: bits }, nowMs)
+      tracker.announce(
+        { infoHash, machine, host: machine, port: 1, completed, pieces: bits, pieceCount: totalPieces },
+        nowMs,
+      )
       return leases.request({ infoHash, machine, havePieces: pieces.length, totalPieces }, nowMs)?.parts ?? []
     },
   }

@@ -12,7 +12,7 @@ function swarm(...had: (number | undefined)[]): Tracker {
     const bits = (1n << 16n) - (1n << BigInt(16 - (count ?? 0)))
     const pieces = count === undefined ? undefined : Buffer.from(bits.toString(16).padStart(4, '0'), 'hex')
     const place = { machine: `m${i}`, host: '10.0.0.1', port: 1000 + i }
-    tracker.announce({ infoHash, ...place, completed: count === 16, pieces }, 0)
+    tracker.announce({ infoHash, ...place, completed: count === 16, pieces, pieceCount: 16 }, 0)
   }
   return tracker
 }

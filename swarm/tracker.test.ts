@@ -146,16 +146,27 @@ test('ten keep what nobody fetches; when they go, some that rest are called', ()
 test('the tracker knows how many have each piece, and forgets with the machine', () => {
   const tracker = new Tracker()
   const bits = (...bytes: number[]) => Uint8Array.from(bytes)
-  tracker.announce(from(1, { pieces: bits(0b1100_0000) }), 0)
-  tracker.announce(from(2, { pieces: bits(0b0100_0000) }), 0)
+  tracker.announce(from(1, { pieceCount: 3, pieces: bits(0b1100_0000) }), 0)
+  tracker.announce(from(2, { pieceCount: 3, pieces: bits(0b0100_0000) }), 0)
   const counts = () => [0, 1, 2].map((index) => tracker.availability(infoHash, index))
   assert.equal(counts(), [1, 2, 0])
-  tracker.announce(from(1, { pieces: bits(0b1010_0000) }), 1)
+  tracker.announce(from(1, { pieceCount: 3, pieces: bits(0b1010_0000) }), 1)
   assert.equal(counts(), [1, 1, 1])
   tracker.announce(from(2, { completed: true }), 2)
   assert.equal(counts(), [2, 1, 2])
   tracker.forget(infoHash, 'm1')
   assert.equal(counts(), [1, 1, 1])
+})
+
+test('a bitfield longer than there are pieces is cut, and takes no memory', () => {
+  const tracker = new Tracker()
+  const usedBytes = () => process.memoryUsage().arrayBuffers
+  const beforeBytes = usedBytes()
+  const huge = new Uint8Array(16 << 20).fill(0xff)
+  for (let machine = 0; machine < 8; machine++) tracker.announce(from(machine, { pieceCount: 12, pieces: huge }), 0)
+  assert.is(tracker.availability(infoHash, 11), 8)
+  assert.is(tracker.availability(infoHash, 16), 0)
+  assert.ok(usedBytes() - beforeBytes < 20 << 20, 'only the announced one is there')
 })
 
 test('an announce in a swarm of 20,000 costs what it costs in one of 200', () => {

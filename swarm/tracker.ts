@@ -21,6 +21,8 @@ export interface Announce {
   connected?: number | undefined
   /** Its pieces, as a BEP 3 bitfield. */
   pieces?: Uint8Array | undefined
+  /** How many pieces there are; `pieces` is not read beyond it. */
+  pieceCount?: number
 }
 
 export interface AnnounceAnswer {
@@ -123,7 +125,7 @@ export class Tracker {
     mine.set(member)
     if (completed) table.holdings.delete(machine)
     else table.keepers.delete(machine)
-    if (!completed && announce.pieces) table.holdings.set(machine, announce.pieces)
+    if (!completed && announce.pieces) table.holdings.set(machine, announce.pieces, announce.pieceCount ?? 0)
     this.#load += load(table) - before
     const enough = completed || (announce.connected ?? 0) >= ENOUGH_CONNECTIONS
     const peers = enough ? [] : this.#draw(table, member)

@@ -190,7 +190,8 @@ export class SwarmSimulation {
         rack: machine.rack,
         completed: machine.complete,
         connected: machine.links.length,
-        pieces: Uint8Array.from(had.bytes),
+        pieces: had.bytes,
+        pieceCount: this.#pieceCount,
       },
       nowMs,
     )
