@@ -18,6 +18,8 @@ type Totals = Pick<SwarmView, 'fromPeersBytes' | 'fromOriginBytes' | 'fromLocalB
 
 const retryMs = { first: 1000, last: 60_000 }
 const farewellMs = 2000
+/** Who has read all it was lent asks for more, but not more often. */
+const leastAnnounceMs = 250
 
 export interface Location {
   zone?: string
@@ -136,7 +138,7 @@ export class ReleaseFetch {
       await this.#o.makeRoom()
       await release.ensureSpace()
     }
-    const origin = new OriginLease(descriptor)
+    const origin = new OriginLease(descriptor, () => this.#wake())
     const answer = await this.#announce(descriptor, origin, signal)
     if (release.complete && !answer.seed) await this.#rest(answer.intervalMs, signal)
     else await this.#swarmWith({ descriptor, origin, first: answer }, signal)
@@ -200,19 +202,18 @@ export class ReleaseFetch {
     // a release that was here already is announced as one that rests, until now
     let answer = this.complete ? await this.#tryAnnounce(o, signal) : o.first
     let { intervalMs } = answer ?? o.first
-    let lent = ''
     while (!signal.aborted) {
       if (answer && (answer.key !== o.first.key || (this.complete && !answer.seed))) return
       if (answer) o.swarm.addPeers(answer.peers)
-      // Given to the swarm once per lease: giving it again would abort the reads under way.
-      if (o.origin.lent !== lent) {
-        lent = o.origin.lent
-        o.swarm.setOrigin(lent ? o.origin : undefined)
-      }
+      const lent = o.origin.held
+      const announcedMs = performance.now()
+      o.swarm.setOrigin(lent ? o.origin : undefined)
       const waitMs = jittered(intervalMs)
       const woken = Promise.withResolvers<void>()
       this.#wake = woken.resolve
       await Promise.race([clock.sleep(lent ? Math.min(waitMs, o.origin.leftMs + 1) : waitMs, signal), woken.promise])
+      const soonMs = announcedMs + leastAnnounceMs - performance.now()
+      if (soonMs > 0 && !this.complete) await clock.sleep(soonMs, signal).catch(() => {})
       answer = await this.#tryAnnounce(o, signal)
       intervalMs = answer?.intervalMs ?? intervalMs
     }

@@ -5,25 +5,26 @@ import { getInto } from '../runtime/getInto.ts'
 import type { OriginSource } from '../swarm/originReader.ts'
 
 const timeoutMs = 60_000
+/** Of what is lent no machine said it has it; a peer that does may have lost its power, or has it since a moment. */
+const overdueMs = 2000
 
 type Lease = NonNullable<AnnounceAnswer['origin']>
 
 /** Reads pieces from the region's bucket while the fleet server lends it: ranges of one presigned URL. */
 export class OriginLease implements OriginSource {
   readonly #descriptor: Descriptor
+  readonly #onDrained: () => void
   #url = ''
-  #parts: number[] = []
-  #of = 1
+  /** Since when each piece is ours. */
+  #pieces = new Map<number, number>()
   #untilMs = 0
   #readBytes = 0
+  /** Something was read since it was last drained. */
+  #fresh = false
 
-  constructor(descriptor: Descriptor) {
+  constructor(descriptor: Descriptor, onDrained: () => void) {
     this.#descriptor = descriptor
-  }
-
-  /** Which parts are ours now; `''` for none. */
-  get lent(): string {
-    return this.held ? this.#parts.join() : ''
+    this.#onDrained = onDrained
   }
 
   get held(): boolean {
@@ -38,13 +39,22 @@ export class OriginLease implements OriginSource {
   /** `askedMs` is when the announce was sent, by the monotonic clock. */
   renew(lease: Lease | undefined, askedMs: number): void {
     this.#url = lease?.url ?? this.#url
-    this.#parts = lease?.parts ?? []
-    this.#of = lease?.of ?? 1
+    this.#pieces = new Map(lease?.pieces.map((index) => [index, this.#pieces.get(index) ?? askedMs]))
     this.#untilMs = lease ? askedMs + lease.forMs : 0
   }
 
   allows(pieceIndex: number): boolean {
-    return this.#parts.includes(pieceIndex % this.#of)
+    return this.#pieces.has(pieceIndex)
+  }
+
+  overdue(pieceIndex: number): boolean {
+    return performance.now() - (this.#pieces.get(pieceIndex) ?? Number.POSITIVE_INFINITY) > overdueMs
+  }
+
+  drained(): void {
+    if (!this.#fresh) return
+    this.#fresh = false
+    this.#onDrained()
   }
 
   /** Bytes read since the last call. */
@@ -72,6 +82,7 @@ export class OriginLease implements OriginSource {
       },
       onBytes: (bytes) => {
         this.#readBytes += bytes
+        this.#fresh = true
       },
     })
   }

@@ -79,10 +79,10 @@ export const announceAnswer = z.object({
   intervalMs: z.int(),
   seed: z.boolean().default(true).describe('Of one that has everything: peers need it; otherwise it may rest.'),
   origin: z
-    .object({ url: z.url(), expiresAtMs: z.int(), forMs: z.int(), parts: z.array(z.int()), of: z.int().min(1) })
+    .object({ url: z.url(), expiresAtMs: z.int(), forMs: z.int(), pieces: z.array(z.int().min(0)) })
     .optional()
     .describe(
-      'Origin lease: for so long this agent may read, by ranges of this presigned URL, pieces no peer has: each piece i with i % of in parts.',
+      'Origin lease: for so long this agent may read, by ranges of this presigned URL, these pieces, which no machine said it has.',
     ),
 })
 export type AnnounceAnswer = z.infer<typeof announceAnswer>

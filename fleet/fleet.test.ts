@@ -119,7 +119,7 @@ async function machine(
         schema: pollAnswer,
       }),
     announce: (url: string, more: object = {}) =>
-      at(url).request<{ key: string; peers: object[]; origin?: { parts: number[] } }>('POST', '/v1/agent/announce', {
+      at(url).request<{ key: string; peers: object[]; origin?: { pieces: number[] } }>('POST', '/v1/agent/announce', {
         body: {
           ...{ namespace: 'demo', artifact: 'web-1', infoHash: 'b'.repeat(40), peerId: 'c'.repeat(40) },
           ...{ host: '127.0.0.1', port: 7000, havePieces: 0, totalPieces: 4, ...more },
@@ -134,7 +134,7 @@ const web = (command: string) =>
     artifact: {
       name: 'web-1',
       digest: `sha256:${'a'.repeat(64)}`,
-      sizeBytes: 64 << 10,
+      sizeBytes: 128 << 10,
       key: 'demo/web-1/1',
       infoHash: 'b'.repeat(40),
       descriptorDigest: `sha256:${'d'.repeat(64)}`,
@@ -335,30 +335,32 @@ test('a machine can’t speak for another, nor without a key the region knows', 
   assert.is((refused as ShoalError).code, 'Unauthorized')
 })
 
-test('each part of an artifact is lent to one machine at a time, whichever server is asked, and again when it falls silent', async () => {
+test('each piece of an artifact is lent to one machine at a time, whichever server is asked, and again when it falls silent', async () => {
   const { database, replicas } = await startRegion({ originLeaseMs: 600 })
   await say(replicas, goal(1))
   const machines = await Promise.all(['a', 'b', 'c'].map((name) => machine(database, name)))
   for (const m of machines) await m.poll(replicas[0].url)
-  /** Of each machine asked, the parts it may read. */
-  const parts = async (asked: TestMachine[], more: object = {}) => {
-    const answers = await Promise.all(asked.map((m, n) => m.announce(replicas[n % 2]?.url ?? '', more)))
+  /** Of each machine asked, the pieces it may read. */
+  const pieces = async (asked: TestMachine[], more: object = {}) => {
+    const answers = await Promise.all(
+      asked.map((m, n) => m.announce(replicas[n % 2]?.url ?? '', { totalPieces: 8, ...more })),
+    )
     assert.is(new Set(answers.map((answer) => answer.key)).size, 1, 'one swarm, one key')
-    const lent = answers.map(({ origin }) => origin?.parts ?? [])
-    assert.is(new Set(lent.flat()).size, lent.flat().length, 'no part twice')
+    const lent = answers.map(({ origin }) => origin?.pieces ?? [])
+    assert.is(new Set(lent.flat()).size, lent.flat().length, 'no piece twice')
     return lent
   }
   const covered = async (asked: TestMachine[], timeoutMs: number) =>
-    until('every part that has pieces is lent', async () => new Set((await parts(asked)).flat()).size === 4, {
+    until('every piece is lent', async () => (await pieces(asked)).flat().length === 8, {
       timeoutMs,
     })
-  await until('someone may read the bucket', async () => (await parts(machines)).flat().length > 0)
+  await until('someone may read the bucket', async () => (await pieces(machines)).flat().length > 0)
   await covered(machines, 10_000)
   const [holder, ...rest] = machines as [TestMachine, ...TestMachine[]]
   await covered(rest, 3000)
   // Who has everything needs the bucket no more, and others get it from there.
-  await holder.announce(replicas[0].url, { havePieces: 4, originBytes: 10 })
-  assert.equal((await parts(rest, { havePieces: 1 })).flat(), [])
+  await holder.announce(replicas[0].url, { havePieces: 8, totalPieces: 8, originBytes: 10 })
+  assert.equal((await pieces(rest, { havePieces: 1 })).flat(), [])
 })
 
 test('how far an artifact has come, and how long it took, is known to every replica', async () => {
@@ -405,7 +407,7 @@ test('an announce of more pieces than the artifact can have is refused', async (
       () => 'answered',
       (error: unknown) => (error as ShoalError).code,
     )
-  assert.equal([await code(4), await code(5), await code(2 ** 52)], ['answered', 'Invalid', 'Invalid'])
+  assert.equal([await code(8), await code(9), await code(2 ** 52)], ['answered', 'Invalid', 'Invalid'])
 })
 
 test('the descriptor must be the one that was signed, of an artifact that a goal names', async () => {

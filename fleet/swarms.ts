@@ -72,6 +72,7 @@ export class Swarms {
     const { peers, intervalMs, seed } = this.#tracker.announce(
       {
         ...{ infoHash, machine, host, port, zone, rack, connected, resting },
+        reads: this.#leases.reads(infoHash, machine, totalPieces),
         completed: havePieces >= totalPieces,
         pieceCount: totalPieces,
         pieces: pieces === undefined ? undefined : Buffer.from(pieces, 'base64'),
@@ -79,7 +80,8 @@ export class Swarms {
       nowMs,
     )
     const origin = await this.#origin(artifact, { infoHash, machine, havePieces, totalPieces }, nowMs)
-    return { key, peers, intervalMs, seed, ...(origin && { origin }) }
+    if (!origin) return { key, peers, intervalMs, seed }
+    return { key, peers, intervalMs: Math.min(intervalMs, this.#tracker.readerMs), seed, origin }
   }
 
   /** Who has just taken over knows neither what the swarm has nor what is lent. */
@@ -91,8 +93,9 @@ export class Swarms {
     const { holder, originLeaseMs } = this.#o
     const store = this.#o.store()
     if (!store || holder.heldMs <= originLeaseMs) return undefined
-    const lent = this.#leases.request(request, nowMs)
-    return lent && { ...(await store.presignGet(key, presignSeconds)), forMs: originLeaseMs, ...lent }
+    const pieces = this.#leases.request(request, nowMs)
+    if (pieces.length === 0) return undefined
+    return { ...(await store.presignGet(key, presignSeconds)), forMs: originLeaseMs, pieces }
   }
 
   /** Drops swarms that nobody was heard of in, and writes down how far the others have come. */

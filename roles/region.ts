@@ -48,7 +48,7 @@ const settings = {
   indexLifetime: spanMs('60s'),
   unreachable: spanMs('60s'),
   announce: spanMs('5s'),
-  originLease: spanMs('15s'),
+  originLease: spanMs('5s'),
 }
 
 /** `shoal region`: every replica does everything; what must be done once is a row that one of them holds. */

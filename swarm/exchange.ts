@@ -118,6 +118,7 @@ export class Exchange implements PeerHost {
     this.#firstCopies = new FirstCopies({
       had: picker.had,
       random,
+      nowMs: () => o.clock.nowMs(),
       peers: () => this.neighbours.joined,
       spare: () => this.uploader.spare,
     })

@@ -6,6 +6,7 @@ import { encodeNumbers, messageId } from './wire.ts'
 interface FirstCopiesOptions {
   had: Bitfield
   random: () => number
+  nowMs: () => number
   peers(): Iterable<Peer>
   /** Our link has room. */
   spare(): boolean
@@ -50,6 +51,7 @@ export class FirstCopies {
       this.#spread = new Spread<Peer>({
         pieces: [],
         random: this.#o.random,
+        nowMs: this.#o.nowMs,
         isWithPeers: (piece) => [...this.#o.peers()].some((peer) => peer.has.has(piece)),
         has: (peer, piece) => peer.has.has(piece),
         tell: (peer, piece) => peer.write(encodeNumbers(messageId.have, piece)),

@@ -1,20 +1,26 @@
 import type { Tracker } from './tracker.ts'
 
 /**
- * An artifact is lent in so many parts, piece i being of part i % PARTS: a few machines read different pieces from the
- * bucket at once, for one connection to a bucket gives less than a machine's link.
+ * An artifact is lent in parts, piece i being of part i % parts: small ones, so that who reads slowly holds up little.
+ * With 8 parts all waited for one machine whose link was a tenth of theirs.
  */
-const PARTS = 8
-/** Parts lent at once, of all artifacts. */
-const MAX_LENT = 64
-/** For so long a machine gets one part alone; after it a lone machine reads all. */
-const SETTLE_MS = 4000
-/** A machine that got nothing for so many leases, though others have it all, may read the bucket too. */
-const STUCK_LEASES = 2
+const MAX_PARTS = 64
+const LEAST_PART_PIECES = 4
+/** So many read an artifact at once, for one connection to a bucket gives less than a machine's link; and all artifacts. */
+const READERS = 8
+const MAX_READERS = 64
+/** Parts of one machine: one, and twice as many whenever it has read them all; more when there are fewer machines. */
+const MAX_SHARE = 4
+/** What one machine could not read in so long another may try. */
+const HAND_OVER_MS = 15_000
+/** A machine that got nothing for so long, though others have it all, may read the bucket too. */
+const STUCK_MS = 30_000
 
-interface Lease {
-  machine: string
+interface Reader {
   expiresMs: number
+  share: number
+  /** Since when each part is its. */
+  readonly parts: Map<number, number>
 }
 
 interface Standing {
@@ -23,9 +29,10 @@ interface Standing {
 }
 
 interface Artifact {
-  sinceMs: number
-  leases: (Lease | undefined)[]
-  standing: Map<string, Standing>
+  readonly readers: Map<string, Reader>
+  readonly standing: Map<string, Standing>
+  /** Parts of which a machine has read something that may be with nobody else yet. */
+  readonly read: Map<string, Set<number>>
 }
 
 interface LeaseRequest {
@@ -33,12 +40,6 @@ interface LeaseRequest {
   machine: string
   havePieces: number
   totalPieces: number
-}
-
-/** What a machine may read from the bucket: pieces i with i % of === n for an n of `parts`. */
-export interface OriginParts {
-  parts: number[]
-  of: number
 }
 
 /**
@@ -56,66 +57,107 @@ export class OriginLeases {
     this.#leaseMs = o.leaseMs
   }
 
-  /** Call it with every announce; undefined: nothing. */
-  request(request: LeaseRequest, nowMs: number): OriginParts | undefined {
+  /** Call it with every announce. @returns the pieces it may read; none: not now. */
+  request(request: LeaseRequest, nowMs: number): number[] {
     const { infoHash, machine, havePieces, totalPieces } = request
     if (havePieces >= totalPieces) {
       this.release(infoHash, machine)
-      return undefined
+      return []
     }
     let artifact = this.#artifacts.get(infoHash)
     if (!artifact) {
-      artifact = { sinceMs: nowMs, leases: Array.from({ length: PARTS }), standing: new Map() }
+      artifact = { readers: new Map(), standing: new Map(), read: new Map() }
       this.#artifacts.set(infoHash, artifact)
     }
-    const { leases } = artifact
+    const { readers, read } = artifact
+    for (const [name, { expiresMs }] of readers) if (expiresMs <= nowMs) readers.delete(name)
     const stuck = this.#isStuck(artifact, request, nowMs)
-    // the first to come would have all of it while the others are still on their way
-    const young = nowMs - artifact.sinceMs < SETTLE_MS
-    const share = young ? 1 : Math.ceil(PARTS / Math.max(1, this.#tracker.counts(infoHash).incomplete))
-    const parts: number[] = []
-    for (let part = 0; part < Math.min(PARTS, totalPieces); part++) {
-      const lease = leases[part]
-      const own = lease?.machine === machine
-      if (lease && !own && lease.expiresMs > nowMs) continue
-      const wanted = parts.length < share && (stuck || this.#isLacking(infoHash, part, totalPieces))
-      if (wanted && (own || this.#lent(nowMs) < MAX_LENT)) {
-        leases[part] = { machine, expiresMs: nowMs + this.#leaseMs }
-        parts.push(part)
-      } else if (own) leases[part] = undefined
+    const known = readers.get(machine)
+    if (!known && (readers.size >= READERS || this.#readers >= MAX_READERS)) return []
+    const reader: Reader = known ?? { expiresMs: 0, share: 1, parts: new Map() }
+    const lacking = this.#lacking(request, stuck)
+    const { incomplete } = this.#tracker.counts(infoHash)
+    const before = new Set(reader.parts.keys())
+    review(reader, { nowMs, alone: incomplete <= 1, isLacking: (part) => lacking(part).length > 0 })
+    const most = Math.max(MAX_SHARE, Math.ceil(partsOf(totalPieces) / Math.max(1, incomplete)))
+    reader.share = Math.min(reader.share, most)
+    for (const part of [...reader.parts.keys()].slice(reader.share)) reader.parts.delete(part)
+    // what was taken from it now goes to whoever asks next
+    const isFree = (part: number) => !before.has(part) && ![...readers.values()].some(({ parts }) => parts.has(part))
+    for (let part = 0; part < partsOf(totalPieces) && reader.parts.size < reader.share; part++)
+      if (isFree(part) && lacking(part).length > 0) reader.parts.set(part, nowMs)
+    const parts = [...reader.parts.keys()]
+    if (parts.length === 0) {
+      readers.delete(machine)
+      return []
     }
-    return parts.length > 0 ? { parts, of: PARTS } : undefined
+    reader.expiresMs = nowMs + this.#leaseMs
+    readers.set(machine, reader)
+    read.set(machine, new Set([...(read.get(machine) ?? []), ...parts]))
+    return parts.flatMap(lacking)
+  }
+
+  /**
+   * Whether a machine reads from the bucket, or has what it read to itself: when it falls silent everyone waits, so the
+   * tracker is to hear of it often.
+   */
+  reads(infoHash: string, machine: string, totalPieces: number): boolean {
+    const read = this.#artifacts.get(infoHash)?.read
+    const availability = this.#tracker.availabilityOf(infoHash)
+    for (const part of read?.get(machine) ?? [])
+      if (piecesOf(part, totalPieces, (index) => availability(index) <= 1).length > 0) return true
+    read?.delete(machine)
+    return false
   }
 
   /** It needs nothing any more, or left. */
   release(infoHash: string, machine: string): void {
     const artifact = this.#artifacts.get(infoHash)
     if (!artifact) return
-    artifact.standing.delete(machine)
-    artifact.leases.forEach((lease, part) => {
-      if (lease?.machine === machine) artifact.leases[part] = undefined
-    })
-    if (artifact.standing.size === 0 && artifact.leases.every((lease) => !lease)) this.#artifacts.delete(infoHash)
+    const { readers, standing, read } = artifact
+    for (const byMachine of [readers, standing, read]) byMachine.delete(machine)
+    if (readers.size + standing.size === 0) this.#artifacts.delete(infoHash)
   }
 
-  /** Some piece of the part is with nobody who can be asked. */
-  #isLacking(infoHash: string, part: number, totalPieces: number): boolean {
-    for (let index = part; index < totalPieces; index += PARTS)
-      if (this.#tracker.availability(infoHash, index) === 0) return true
-    return false
+  /** The pieces of a part that nobody who can be asked has; for who is stuck, those that it lacks itself. */
+  #lacking({ infoHash, machine, totalPieces }: LeaseRequest, stuck: boolean): (part: number) => number[] {
+    const availability = this.#tracker.availabilityOf(infoHash)
+    const isLacking = stuck
+      ? (index: number) => !this.#tracker.has(infoHash, machine, index)
+      : (index: number) => availability(index) === 0
+    return (part) => piecesOf(part, totalPieces, isLacking)
   }
 
   #isStuck({ standing }: Artifact, { machine, havePieces }: LeaseRequest, nowMs: number): boolean {
     const before = standing.get(machine)
-    if (before?.havePieces === havePieces) return nowMs - before.sinceMs > STUCK_LEASES * this.#leaseMs
+    if (before?.havePieces === havePieces) return nowMs - before.sinceMs > STUCK_MS
     standing.set(machine, { havePieces, sinceMs: nowMs })
     return false
   }
 
-  #lent(nowMs: number): number {
-    let lent = 0
-    for (const { leases } of this.#artifacts.values())
-      for (const lease of leases) if (lease && lease.expiresMs > nowMs) lent++
-    return lent
+  get #readers(): number {
+    let count = 0
+    for (const { readers } of this.#artifacts.values()) count += readers.size
+    return count
   }
+}
+
+/** What of its parts a reader keeps, and how many it may have. */
+function review(reader: Reader, o: { nowMs: number; alone: boolean; isLacking: (part: number) => boolean }): void {
+  const had = [...reader.parts]
+  const unread = had.filter(([part]) => o.isLacking(part))
+  if (had.length > 0 && unread.length === 0) reader.share *= 2
+  reader.parts.clear()
+  for (const [part, sinceMs] of unread)
+    if (o.alone || o.nowMs - sinceMs <= HAND_OVER_MS) reader.parts.set(part, sinceMs)
+}
+
+function partsOf(totalPieces: number): number {
+  return Math.min(MAX_PARTS, Math.ceil(totalPieces / LEAST_PART_PIECES))
+}
+
+function piecesOf(part: number, totalPieces: number, which: (index: number) => boolean): number[] {
+  const pieces: number[] = []
+  for (let index = part; index < totalPieces; index += partsOf(totalPieces)) if (which(index)) pieces.push(index)
+  return pieces
 }

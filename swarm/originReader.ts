@@ -17,6 +17,10 @@ export interface OriginSource {
   read(pieceIndex: number, into: Uint8Array, signal: AbortSignal): Promise<void>
   /** Whether the lease covers this piece; all, by default. */
   allows?(pieceIndex: number): boolean
+  /** Whether to read it though a peer says it has it: nobody delivered it in all the time it is lent. */
+  overdue?(pieceIndex: number): boolean
+  /** Nothing of the lease is left to read. */
+  drained?(): void
 }
 
 interface OriginReaderOptions {
@@ -57,7 +61,12 @@ export class OriginReader {
     this.lastGainMs = o.clock.nowMs()
   }
 
+  /** Given again, a source goes on: what it covers may have changed. */
   set(source: OriginSource | undefined): void {
+    if (source && source === this.#lease?.source) {
+      this.fill()
+      return
+    }
     this.#lease?.abort.abort()
     this.#lease = source && { source, abort: new AbortController() }
     this.#failures = 0
@@ -79,11 +88,12 @@ export class OriginReader {
     while (this.#reads.size < READS_AT_ONCE) {
       if (!this.#o.pieces.reserve()) return
       const index = this.#o.picker.take(
-        (i) => (!patient || this.#o.picker.availability(i) === 0) && (lease.source.allows?.(i) ?? true),
+        (i) => (lease.source.allows?.(i) ?? true) && (!patient || this.#isAlone(i, lease.source)),
       )
       if (index === undefined || !this.#o.limit.takeWithin(LIMIT_AHEAD_MS, this.#o.pieceSizeBytes(index))) {
         if (index !== undefined) this.#o.picker.putBack(index)
         this.#o.pieces.unreserve()
+        if (index === undefined && this.#reads.size === 0) lease.source.drained?.()
         return
       }
       const read: Promise<void> = this.#read(index, lease).finally(() => {
@@ -93,6 +103,10 @@ export class OriginReader {
       })
       this.#reads.add(read)
     }
+  }
+
+  #isAlone(index: number, source: OriginSource): boolean {
+    return this.#o.picker.availability(index) === 0 || (source.overdue?.(index) ?? false)
   }
 
   async #read(index: number, { source, abort }: { source: OriginSource; abort: AbortController }): Promise<void> {

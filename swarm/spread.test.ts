@@ -13,9 +13,11 @@ interface Fake {
 /** A seed of `pieceCount` pieces and peers that know only what they are told. */
 function seed(pieceCount: number) {
   const peers: Fake[] = []
+  let nowMs = 0
   const spread = new Spread<Fake>({
     pieces: Array.from({ length: pieceCount }, (_, index) => index),
     random: () => 0.5,
+    nowMs: () => nowMs,
     isWithPeers: (index) => peers.some((peer) => peer.has.has(index)),
     has: (peer, index) => peer.has.has(index),
     tell: (peer, index) => peer.told.push(index),
@@ -33,6 +35,9 @@ function seed(pieceCount: number) {
     gain(peer: Fake, index: number): void {
       peer.has.add(index)
       spread.gained(peer, index)
+    },
+    wait(ms: number): void {
+      nowMs += ms
     },
     leave(peer: Fake): void {
       peers.splice(peers.indexOf(peer), 1)
@@ -123,6 +128,20 @@ test('a slow taker holds nobody up for ever: when all is told and our link has r
   gain(quick, first(slow))
   gain(slow, first(quick))
   assert.ok(spread.over)
+})
+
+test('takers that fall silent, however many, hold no piece up', () => {
+  const { spread, join, wait } = seed(3)
+  const silent = ['a', 'b', 'c'].map(join)
+  for (let i = 0; i < 3; i++) for (const peer of silent) spread.offer(peer, true)
+  const alive = join('alive')
+  for (let i = 0; i < 10; i++) {
+    wait(1000)
+    spread.offer(alive, true)
+    for (const index of alive.told) alive.has.add(index)
+    for (const index of alive.told) spread.gained(alive, index)
+  }
+  assert.is(alive.has.size, 3)
 })
 
 test('when a piece is lost to us nobody waits for it: all are told of all', () => {

@@ -1,12 +1,14 @@
 /**
- * Which pieces a seed, or a machine that reads the bucket, lets its peers know of, so that first copies spread (BEP 16's super-seeding): each piece is told
- * to one peer, its taker, who is told of another once someone else has it. So first copies all differ, whoever knows
+ * Which pieces a seed, or a machine that reads the bucket, lets its peers know of, so that first copies spread (BEP 16's
+ * super-seeding): each piece is told to one peer, its taker, who is told of another once someone else has it. So first copies all differ, whoever knows
  * whom, and go to those whose uplinks carry them on. TCP alone shares a seed's link unevenly: one machine of 8 had a
  * third of the first copies and all waited for its link, 1.36 times the least time; 1.21 when by chance they were even.
  */
 
 /** A last piece that is slow to come to one peer comes to so many; to all of them it would come as slowly. */
 const MAX_TAKERS = 2
+/** Who has not got it after so long doesn't count: two of them that had lost their power would hold a piece up for good. */
+const SLOW_MS = 2000
 /** Told at once to a peer that is alone: it would wait for one after the other, and there is nobody to spread to. */
 const ALONE_WINDOW = 4
 
@@ -15,14 +17,15 @@ interface Member {
   /** Those of them that nobody else has yet; at most `window`. */
   spreading: Set<number>
   window: number
-  /** Those of `told` it has not got yet. */
-  coming: Set<number>
+  /** Those of `told` it has not got yet, and since when. */
+  coming: Map<number, number>
 }
 
 interface SpreadOptions<Peer> {
   /** What nobody else has, as far as we know. */
   pieces: Iterable<number>
   random: () => number
+  nowMs: () => number
   /** Whether any of our peers has a piece. */
   isWithPeers: (index: number) => boolean
   has: (peer: Peer, index: number) => boolean
@@ -77,7 +80,7 @@ export class Spread<Peer extends object> {
   joined(peer: Peer): void {
     if (this.#members.size === 1) for (const member of this.#members.values()) member.window = 1
     // with more, some wait for first copies that a slow flow brings to someone else
-    this.#members.set(peer, { told: new Set(), spreading: new Set(), window: 1, coming: new Set() })
+    this.#members.set(peer, { told: new Set(), spreading: new Set(), window: 1, coming: new Map() })
   }
 
   /** What it was told and nobody else has is told to another. */
@@ -147,10 +150,12 @@ export class Spread<Peer extends object> {
       if (this.#waitingFor(index) < MAX_TAKERS && this.#tell(peer, member, index)) return
   }
 
-  /** How many were told of a piece and have not got it. */
+  /** How many were told of a piece lately and have not got it. */
   #waitingFor(index: number): number {
+    const sinceMs = this.#o.nowMs() - SLOW_MS
     let count = 0
-    for (const { coming } of this.#members.values()) if (coming.has(index)) count++
+    for (const { coming } of this.#members.values())
+      if ((coming.get(index) ?? Number.NEGATIVE_INFINITY) > sinceMs) count++
     return count
   }
 
@@ -158,7 +163,7 @@ export class Spread<Peer extends object> {
   #tell(peer: Peer, member: Member, index: number): boolean {
     if (member.told.has(index) || this.#o.has(peer, index)) return false
     member.told.add(index)
-    member.coming.add(index)
+    member.coming.set(index, this.#o.nowMs())
     this.#o.tell(peer, index)
     return true
   }

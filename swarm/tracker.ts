@@ -15,6 +15,8 @@ export interface Announce {
   rack?: string | undefined
   /** It has every piece. */
   completed: boolean
+  /** Others wait for what it reads from the bucket. */
+  reads?: boolean | undefined
   /** Complete, but nobody can connect to it until it is told to seed. */
   resting?: boolean | undefined
   /** How many peers it is connected to. */
@@ -56,6 +58,11 @@ const REST_INTERVALS = 30
 /** Who has few peers hears of others sooner. */
 const LONELY_INTERVALS = 0.5
 const LONELY_CONNECTIONS = 4
+/**
+ * Who reads from the bucket is missed soon: all the others wait for what only a machine that lost its power had, until its
+ * place in the swarm and its lease have run out.
+ */
+const READER_INTERVALS = 0.2
 const JITTER = 0.2
 /**
  * In a small swarm everyone may know everyone. In a large one each knows some 32, half of them by its own handout: with
@@ -172,6 +179,11 @@ export class Tracker {
     }
   }
 
+  /** When to announce again for who has just been lent something to read. */
+  get readerMs(): number {
+    return this.#intervalMs * READER_INTERVALS
+  }
+
   /** How many swarms are known. */
   get swarms(): number {
     return this.#tables.size
@@ -192,14 +204,22 @@ export class Tracker {
     return reachOf({ complete: seeds.size + resting.size, fetching: incomplete.size, holdings, pieceCount })
   }
 
-  /** How many machines can give this piece, as far as they said. */
-  availability(infoHash: string, pieceIndex: number): number {
+  /** How many machines can give a piece, as far as they said. */
+  availabilityOf(infoHash: string): (pieceIndex: number) => number {
     const table = this.#tables.get(infoHash)
-    return table ? table.seeds.size + table.holdings.availability(pieceIndex) : 0
+    if (!table) return () => 0
+    const { seeds, holdings } = table
+    return (pieceIndex) => seeds.size + holdings.availability(pieceIndex)
+  }
+
+  /** Whether a machine that fetches said it has this piece. */
+  has(infoHash: string, machine: string, pieceIndex: number): boolean {
+    return this.#tables.get(infoHash)?.holdings.has(machine, pieceIndex) ?? false
   }
 }
 
-function intervals({ completed, resting, connected }: Announce): number {
+function intervals({ completed, resting, connected, reads }: Announce): number {
+  if (reads) return READER_INTERVALS
   if (completed) return resting ? REST_INTERVALS : SEED_INTERVALS
   return (connected ?? LONELY_CONNECTIONS) < LONELY_CONNECTIONS ? LONELY_INTERVALS : 1
 }

@@ -53,9 +53,14 @@ export class Machine {
   accepted = 0
   lastNearMs = 0
   lastGainMs = 0
-  /** Its lease on the bucket: parts, of how many, until when. */
-  lease: { parts: number[]; of: number; untilMs: number } | undefined
+  /** Its lease on the bucket: pieces, since when each, until when. */
+  lease: { pieces: Map<number, number>; untilMs: number } | undefined
+  /** When it announced last, and is to announce again. */
+  announcedMs = 0
+  announceMs = 0
   originReads = 0
+  /** It read something since it was last drained. */
+  readsLease = false
   farFetches = 0
   /** Of pieces read from the bucket. */
   spread: Spread<Machine> | undefined

@@ -59,7 +59,9 @@ const ORIGIN_READS = 4
 const ORIGIN_PATIENCE_MS = 5000
 const FILL_TURNS = 3
 const MAX_FAR = 1
-const LEASE_MS = 15_000
+const LEASE_MS = 5000
+const OVERDUE_MS = 2000
+const LEAST_ANNOUNCE_MS = 250
 const INFO_HASH = '0'.repeat(40)
 
 /** xorshift32: the run is the seed's alone. */
@@ -163,22 +165,29 @@ export class SwarmSimulation {
       machine.lastGainMs = machine.lastNearMs = nowMs
       this.#announce(machine)
       this.#events.add(nowMs + TICK_MS * this.#random(), TICK, machine.index)
-    } else if (kind === ANNOUNCE) this.#announce(machine)
-    else if (kind === SENT) this.#sent(machine, detail)
+    } else if (kind === ANNOUNCE) {
+      if (nowMs === machine.announceMs) this.#announce(machine)
+    } else if (kind === SENT) this.#sent(machine, detail)
     else if (kind === ARRIVE) this.#arrive(machine, detail)
     else if (kind === ORIGIN) this.#arriveFromOrigin(machine, detail)
-    else if (!machine.complete) {
+    else this.#tick(machine)
+  }
+
+  #tick(machine: Machine): void {
+    if (machine.complete && !machine.spread) return
+    if (!machine.complete) {
       this.#snub(machine)
       this.#endgame(machine)
       this.#fill(machine)
       this.#readOrigin(machine)
-      for (const { peer } of machine.spread ? machine.links : []) this.#offer(machine, peer)
-      this.#events.add(nowMs + TICK_MS, TICK, machine.index)
     }
+    for (const { peer } of machine.spread ? machine.links : []) this.#offer(machine, peer)
+    this.#events.add(this.#events.nowMs + TICK_MS, TICK, machine.index)
   }
 
   #announce(machine: Machine): void {
     const { nowMs } = this.#events
+    machine.announcedMs = nowMs
     const { had } = machine.picker
     const { peers, intervalMs } = this.#tracker.announce(
       {
@@ -189,6 +198,7 @@ export class SwarmSimulation {
         zone: machine.zone,
         rack: machine.rack,
         completed: machine.complete,
+        reads: this.#leases.reads(INFO_HASH, machine.name, this.#pieceCount),
         connected: machine.links.length,
         pieces: had.bytes,
         pieceCount: this.#pieceCount,
@@ -199,8 +209,10 @@ export class SwarmSimulation {
       { infoHash: INFO_HASH, machine: machine.name, havePieces: had.count, totalPieces: this.#pieceCount },
       nowMs,
     )
-    machine.lease = lent && { ...lent, untilMs: nowMs + LEASE_MS }
-    if (!lent) machine.spread?.end()
+    const since = machine.lease?.pieces
+    const pieces = new Map(lent.map((index) => [index, since?.get(index) ?? nowMs]))
+    machine.lease = { pieces, untilMs: nowMs + LEASE_MS }
+    if (lent.length === 0) machine.spread?.end()
     for (const { port } of peers) {
       const peer = this.#machines[port]
       if (peer) machine.addresses.push(peer)
@@ -208,7 +220,12 @@ export class SwarmSimulation {
     this.#dial(machine)
     this.#fill(machine)
     this.#readOrigin(machine)
-    this.#events.add(nowMs + intervalMs, ANNOUNCE, machine.index)
+    this.#announceIn(machine, lent.length > 0 ? Math.min(intervalMs, this.#tracker.readerMs) : intervalMs)
+  }
+
+  #announceIn(machine: Machine, waitMs: number): void {
+    machine.announceMs = this.#events.nowMs + waitMs
+    this.#events.add(machine.announceMs, ANNOUNCE, machine.index)
   }
 
   #dial(machine: Machine): void {
@@ -367,6 +384,7 @@ export class SwarmSimulation {
     machine.spread ??= new Spread<Machine>({
       pieces: [],
       random: this.#random,
+      nowMs: () => this.#events.nowMs,
       isWithPeers: (index) => machine.links.some(({ peer }) => peer.picker.had.has(index)),
       has: (peer, index) => peer.picker.had.has(index),
       tell: (peer, index) => {
@@ -382,7 +400,7 @@ export class SwarmSimulation {
     machine.complete = true
     machine.doneMs = this.#events.nowMs
     if (machine.deadMs === Number.POSITIVE_INFINITY) this.#left--
-    this.#events.add(this.#events.nowMs, ANNOUNCE, machine.index)
+    this.#announceIn(machine, 0)
   }
 
   /** What was asked of one who sends nothing is asked of others. */
@@ -419,15 +437,30 @@ export class SwarmSimulation {
     const { lease, picker } = machine
     if (!lease || nowMs >= lease.untilMs) return
     const patient = nowMs - machine.lastGainMs < ORIGIN_PATIENCE_MS
+    const mayRead = (index: number) => {
+      const lentMs = lease.pieces.get(index)
+      if (lentMs === undefined) return false
+      return !patient || nowMs - lentMs > OVERDUE_MS || picker.availability(index) === 0
+    }
     while (machine.originReads < ORIGIN_READS) {
-      const index = picker.take((i) => lease.parts.includes(i % lease.of) && (!patient || picker.availability(i) === 0))
-      if (index === undefined) return
+      const index = picker.take(mayRead)
+      if (index === undefined) {
+        if (machine.originReads === 0 && machine.readsLease) this.#drained(machine)
+        return
+      }
+      machine.readsLease = true
       machine.originReads++
       const sizeBytes = this.#sizeOf(index)
       const readMs = nowMs + LATENCY_MS.far + (sizeBytes / this.#o.originBytesPerSecond) * 1000
       machine.downFreeMs = Math.max(readMs, machine.downFreeMs + sizeBytes / machine.bytesPerMs)
       this.#events.add(machine.downFreeMs, ORIGIN, machine.index, index)
     }
+  }
+
+  /** It asks for more. */
+  #drained(machine: Machine): void {
+    machine.readsLease = false
+    this.#announceIn(machine, Math.max(0, machine.announcedMs + LEAST_ANNOUNCE_MS - this.#events.nowMs))
   }
 
   #arriveFromOrigin(machine: Machine, index: number): void {
