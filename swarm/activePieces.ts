@@ -9,7 +9,7 @@ import type { PiecePicker } from './picker.ts'
 import { SecondHand } from './secondHand.ts'
 
 /** Memory for pieces on their way in, hashing and writing included. */
-const ACTIVE_BYTES = 48 << 20
+const ACTIVE_BYTES = 32 << 20
 const MAX_ACTIVE = 512
 /**
  * A piece is passed on as it comes over so many machines. With one, 24 machines used 0.6 of their links while first copies
@@ -49,6 +49,11 @@ interface ActivePiecesOptions {
   failed(error: unknown): void
 }
 
+/** So many pieces of this length are on their way in at once. */
+export function mostActive(pieceLengthBytes: number): number {
+  return Math.min(MAX_ACTIVE, Math.max(4, Math.floor(ACTIVE_BYTES / pieceLengthBytes)))
+}
+
 /** The pieces on their way in: who fetches each, who may have it from us meanwhile, and whose fault a wrong one is. */
 export class ActivePieces {
   readonly #o: ActivePiecesOptions
@@ -65,7 +70,7 @@ export class ActivePieces {
 
   constructor(o: ActivePiecesOptions) {
     this.#o = o
-    this.#max = Math.min(MAX_ACTIVE, Math.max(4, Math.floor(ACTIVE_BYTES / o.torrent.pieceLengthBytes)))
+    this.#max = mostActive(o.torrent.pieceLengthBytes)
   }
 
   get(index: number): ActivePiece | undefined {

@@ -47,7 +47,7 @@ export class PieceBuffers {
   }
 }
 
-/** Pieces that were received or read lately, for uploading: a peer asks for a piece in many blocks. */
+/** Pieces that were received lately, and parts read from disk, for uploading: a peer asks for a piece in many blocks. */
 export class PieceCache {
   readonly #buffers: PieceBuffers
   readonly #maxBytes: number
@@ -58,6 +58,10 @@ export class PieceCache {
   constructor(buffers: PieceBuffers, maxBytes: number) {
     this.#buffers = buffers
     this.#maxBytes = maxBytes
+  }
+
+  has(key: string): boolean {
+    return this.#pieces.has(key)
   }
 
   /** The piece, held for the caller; loaded once however many ask. */

@@ -13,7 +13,7 @@ import { Neighbours } from './neighbours.ts'
 import type { Peer, PeerHost } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
 import type { RateLimit } from './rate.ts'
-import { Uploader } from './uploader.ts'
+import { type LoadedBlock, Uploader, type Wanted } from './uploader.ts'
 import { encodeMessage, encodeNumbers, messageId, WireError } from './wire.ts'
 
 const UPLOAD_SLOTS = 24
@@ -46,8 +46,8 @@ interface ExchangeOptions {
   verify(index: number, buffer: PieceBuffer): Promise<boolean>
   /** A verified piece: store it, then say `gained`. */
   keep(index: number, buffer: PieceBuffer): Promise<void>
-  /** A piece we have, held for the caller; undefined if it turns out damaged. */
-  load(index: number): Promise<PieceBuffer | undefined>
+  /** A block of a piece we have, held for the caller; undefined if the piece turns out damaged. */
+  load(block: Wanted): Promise<LoadedBlock | undefined>
   banned(sender: Sender, pieceIndex: number): void
   refused(sender: Sender, pieceIndex: number): void
   /** Another swarm goes first: no piece is begun for now. */

@@ -18,8 +18,8 @@ import type { RateSchedule } from './rateSchedule.ts'
 import { PieceStore } from './store.ts'
 import { Swarm, type SwarmOptions } from './swarm.ts'
 
-const CACHE_BYTES = 32 << 20
-const SPARE_BYTES = 128 << 20
+const CACHE_BYTES = 16 << 20
+const SPARE_BYTES = 48 << 20
 const HASH_THREADS = 1
 const READ_BYTES = 256 << 10
 /** Accepted connections that have not said yet what they want. */

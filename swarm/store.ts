@@ -114,23 +114,43 @@ export class PieceStore implements AsyncDisposable {
     this.#mark(index)
   }
 
+  /** Whether this process has had it in its hands, right: what is read of it is not hashed again. */
+  saw(index: number): boolean {
+    return this.#seen.has(index)
+  }
+
   /** Reads a piece we have, held once for the caller; undefined when it is damaged, and no longer counted then. */
   async read(index: number): Promise<PieceBuffer | undefined> {
-    const buffer = this.#buffers.acquire(this.#torrent.pieceLengthBytes)
-    try {
-      await this.#files.read(index, buffer.bytes)
-      if (this.#seen.has(index) || (await this.verify(index, buffer))) {
-        this.#seen.add(index)
-        return buffer
-      }
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'EMFILE') throw error
+    const buffer = await this.readPart(index, 0, pieceSizeBytes(this.#torrent, index))
+    if (!buffer) return undefined
+    if (this.#seen.has(index) || (await this.verify(index, buffer))) {
+      this.#seen.add(index)
+      return buffer
     }
     this.#buffers.release(buffer)
+    this.#lose(index)
+    return undefined
+  }
+
+  /** As `read`, but a part of the piece, and as it is on disk. */
+  async readPart(index: number, begin: number, sizeBytes: number): Promise<PieceBuffer | undefined> {
+    const buffer = this.#buffers.acquire(sizeBytes)
+    try {
+      const position = index * this.#torrent.pieceLengthBytes + begin
+      await this.#files.readAt(position, buffer.bytes.subarray(0, sizeBytes))
+      return buffer
+    } catch (error) {
+      this.#buffers.release(buffer)
+      if ((error as NodeJS.ErrnoException).code === 'EMFILE') throw error
+      this.#lose(index)
+      return undefined
+    }
+  }
+
+  #lose(index: number): void {
     this.pieces.remove(index)
     this.#seen.remove(index)
     this.#unsaved = true
-    return undefined
   }
 
   /** Syncs the data, then records it. Calls line up. */

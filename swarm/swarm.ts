@@ -1,6 +1,7 @@
 import { ShoalError } from '../api/errors.ts'
 import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
 import type { Address } from './addresses.ts'
+import { BlockReader } from './blockReader.ts'
 import type { PieceBuffer, PieceBuffers, PieceCache } from './buffers.ts'
 import type { Clock } from './clock.ts'
 import { Exchange } from './exchange.ts'
@@ -87,6 +88,7 @@ export class Swarm implements AsyncDisposable {
   readonly #p: SwarmParts
   readonly #torrent: Torrent
   readonly #picker: PiecePicker
+  readonly #blocks: BlockReader
   readonly #exchange: Exchange
   readonly #origin: OriginReader
   readonly #local: LocalChunks | undefined
@@ -110,6 +112,7 @@ export class Swarm implements AsyncDisposable {
     this.done.catch(() => {})
     this.#settle = { resolve, reject }
 
+    this.#blocks = new BlockReader({ torrent: this.#torrent, cache: p.cache, store: p.store })
     this.#picker = new PiecePicker(this.pieceCount, p.random)
     for (let i = 0; i < this.pieceCount; i++) if (p.store.pieces.has(i)) this.#picker.gained(i)
     const shared = {
@@ -137,7 +140,11 @@ export class Swarm implements AsyncDisposable {
       downloadLimit: p.downloadLimit,
       random: p.random,
       dial: (address) => p.dial(this, address),
-      load: (index) => this.#load(index),
+      load: async (block) => {
+        const loaded = await this.#blocks.read(block)
+        if (!loaded) this.#lost(block.pieceIndex)
+        return loaded
+      },
       banned: (sender, pieceIndex) =>
         p.log.info({ infoHash: this.infoHash, peer: sender.address, pieceIndex }, 'peer banned for wrong bytes'),
       refused: (sender, pieceIndex) =>
@@ -254,7 +261,7 @@ export class Swarm implements AsyncDisposable {
     this.#settle.reject(new ShoalError('Cancelled', 'The swarm was closed.'))
     await Promise.all([this.#exchange.close(), this.#origin.stop(), this.#reader?.stop()])
     await this.#local?.[Symbol.asyncDispose]()
-    this.#p.cache.forget(this.infoHash)
+    this.#blocks.forget()
     this.#p.onClose(this)
     await this.#p.store[Symbol.asyncDispose]()
   }
@@ -262,7 +269,7 @@ export class Swarm implements AsyncDisposable {
   /** A verified piece: to disk, then to everyone's knowledge. */
   async #keep(index: number, buffer: PieceBuffer, fromOrigin: boolean): Promise<void> {
     await this.#p.store.write(index, buffer)
-    if (!this.#closing) this.#p.cache.put(this.#cacheKey(index), buffer)
+    if (!this.#closing) this.#blocks.keep(index, buffer)
     this.#origin.gained()
     this.#exchange.gained(index, fromOrigin)
     this.#p.options.onHave?.(index)
@@ -289,30 +296,11 @@ export class Swarm implements AsyncDisposable {
     this.#p.log.info({ infoHash: this.infoHash, err: error }, 'swarm failed')
   }
 
-  /** A piece for uploading: from memory, or from disk once for all who ask. */
-  async #load(index: number): Promise<PieceBuffer | undefined> {
-    try {
-      return await this.#p.cache.get(this.#cacheKey(index), async () => {
-        const buffer = await this.#p.store.read(index)
-        if (buffer) return buffer
-        throw new ShoalError('ChecksumMismatch', `Piece ${index} changed on disk.`)
-      })
-    } catch (error) {
-      if (!(error instanceof ShoalError && error.code === 'ChecksumMismatch')) throw error
-      this.#lost(index)
-      return undefined
-    }
-  }
-
   /** The disk lost a piece. */
   #lost(index: number): void {
     if (!this.#picker.had.has(index)) return
     this.#p.log.info({ infoHash: this.infoHash, pieceIndex: index }, 'piece changed on disk')
     this.#finishing = false
     this.#exchange.lost(index)
-  }
-
-  #cacheKey(index: number): string {
-    return `${this.infoHash}/${index}`
   }
 }

@@ -10,10 +10,18 @@ const MAX_UNSENT_BYTES = 1 << 20
 /** Below this share of our fastest our link has room. */
 const SPARE = 0.7
 
-interface Wanted {
+/** What a peer asks for. */
+export interface Wanted {
   pieceIndex: number
   begin: number
   sizeBytes: number
+}
+
+/** A block, held for whoever asked for it. */
+export interface LoadedBlock {
+  buffer: PieceBuffer
+  /** Where in the buffer it begins. */
+  at: number
 }
 
 interface Queue {
@@ -35,8 +43,8 @@ interface UploaderOptions {
   sentWhole(peer: Peer, index: number): void
   /** A piece that we get from a peer that has it, and pass on as it comes. */
   passedOn(index: number): ActivePiece | undefined
-  /** A piece we have, held for us; undefined if it turns out damaged. */
-  load(index: number): Promise<PieceBuffer | undefined>
+  /** A block of a piece we have; undefined if the piece turns out damaged. */
+  load(block: Wanted): Promise<LoadedBlock | undefined>
 }
 
 /** Serves requests, one at a time per peer and only as fast as its socket drains. */
@@ -127,11 +135,11 @@ export class Uploader {
     try {
       for (let next = queue.wanted.shift(); next && !peer.closed; next = queue.wanted.shift()) {
         await this.#o.limit.take(next.sizeBytes)
-        const buffer = this.#o.has(next.pieceIndex) ? await this.#o.load(next.pieceIndex) : this.#holdPassedOn(next)
-        if (buffer && !peer.closed) {
-          await this.#send(peer, next, buffer)
+        const block = this.#o.has(next.pieceIndex) ? await this.#o.load(next) : this.#holdPassedOn(next)
+        if (block && !peer.closed) {
+          await this.#send(peer, next, block)
           this.#count(peer, queue, next)
-        } else if (buffer) this.#o.buffers.release(buffer)
+        } else if (block) this.#o.buffers.release(block.buffer)
         else reject(peer, next)
       }
     } catch (error) {
@@ -147,13 +155,13 @@ export class Uploader {
     if (queue.piece.sentBytes === this.#o.pieceSizeBytes(pieceIndex)) this.#o.sentWhole(peer, pieceIndex)
   }
 
-  async #send(peer: Peer, { pieceIndex, begin, sizeBytes }: Wanted, buffer: PieceBuffer): Promise<void> {
+  async #send(peer: Peer, { pieceIndex, begin, sizeBytes }: Wanted, { buffer, at }: LoadedBlock): Promise<void> {
     const { socket } = peer
     socket.cork()
     peer.write(encodeBlockHeader(pieceIndex, begin, sizeBytes))
     peer.flush()
     // the callback comes in any case, also when the socket fails
-    socket.write(buffer.bytes.subarray(begin, begin + sizeBytes), () => this.#o.buffers.release(buffer))
+    socket.write(buffer.bytes.subarray(at, at + sizeBytes), () => this.#o.buffers.release(buffer))
     socket.uncork()
     this.uploadedBytes += sizeBytes
     this.#sent.add(sizeBytes)
@@ -167,9 +175,10 @@ export class Uploader {
     })
   }
 
-  #holdPassedOn(wanted: Wanted): PieceBuffer | undefined {
+  #holdPassedOn(wanted: Wanted): LoadedBlock | undefined {
     const piece = this.#o.passedOn(wanted.pieceIndex)
-    return piece?.holds(...unitsOf(wanted)) ? this.#o.buffers.hold(piece.buffer) : undefined
+    if (!piece?.holds(...unitsOf(wanted))) return undefined
+    return { buffer: this.#o.buffers.hold(piece.buffer), at: wanted.begin }
   }
 
   #queueOf(peer: Peer): Queue {

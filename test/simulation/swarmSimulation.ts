@@ -5,6 +5,7 @@
  * so a slow receiver holds up nobody else. Who dies falls silent: what was asked of it never comes.
  * The same seed gives the same run.
  */
+import { mostActive } from '../../swarm/activePieces.ts'
 import { OriginLeases } from '../../swarm/originLeases.ts'
 import { Spread } from '../../swarm/spread.ts'
 import { Tracker } from '../../swarm/tracker.ts'
@@ -48,7 +49,6 @@ const LATENCY_MS = { near: 0.2, far: 1 }
 /** As in swarm/. */
 const MAX_DIALLED = 24
 const MAX_ACCEPTED = 40
-const ACTIVE_BYTES = 64 << 20
 const PIPELINE_MS = 300
 const MAX_PIPELINE_BYTES = 8 << 20
 const LATE_MS = 500
@@ -98,7 +98,7 @@ export class SwarmSimulation {
     this.#tracker = new Tracker({ random })
     this.#leases = new OriginLeases({ tracker: this.#tracker, leaseMs: LEASE_MS })
     this.#pieceCount = Math.ceil(o.sizeBytes / o.pieceLengthBytes)
-    this.#maxActive = Math.max(4, Math.floor(ACTIVE_BYTES / o.pieceLengthBytes))
+    this.#maxActive = mostActive(o.pieceLengthBytes)
     const floorMs = (o.sizeBytes / o.bytesPerSecond) * 1000
     for (let index = 0; index < o.machines; index++) {
       const slow = random() < o.slow

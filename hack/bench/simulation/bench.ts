@@ -44,7 +44,7 @@ function crowd(machines: number): SimulationResult {
     onProgress: ({ simulatedMs, complete, gotBytes }) => {
       const share = ((100 * gotBytes) / (machines * sizeBytes)).toFixed(1)
       const minutes = ((performance.now() - beganMs) / 60_000).toFixed(1)
-      if (process.stderr.isTTY || quick === undefined)
+      if (process.stderr.isTTY)
         console.error(
           `${machines} machines: ${(simulatedMs / 1000).toFixed(2)} s simulated, ${share} %, ${complete} complete, ${minutes} min`,
         )

@@ -126,20 +126,30 @@ row(
   perSecond >= 5000,
   '≥ 5,000',
 )
+const ours = join(import.meta.dirname, 'shoal')
 if (harness) {
-  const clients = [join(import.meta.dirname, 'shoal'), join(dirname(harness), 'clients/libtorrent')]
-  const [ours, libtorrent] = await oneToOne(clients, quick ? 256 : 1024)
-  if (ours && libtorrent) {
-    const ratio = ours.megabytesPerSecond / libtorrent.megabytesPerSecond
+  const [shoal, libtorrent] = await oneToOne([ours, join(dirname(harness), 'clients/libtorrent')], quick ? 256 : 1024)
+  if (shoal && libtorrent) {
+    const ratio = shoal.megabytesPerSecond / libtorrent.megabytesPerSecond
     const figures = ({ megabytesPerSecond, cpuSecondsPerGigabyte }: OneToOne) =>
       `${Math.round(megabytesPerSecond)} MB/s, ${cpuSecondsPerGigabyte.toFixed(1)} CPU-s per GB`
     row(
       '1 → 1 over loopback, on disk and verified',
-      `${figures(ours)}; libtorrent ${figures(libtorrent)}: ${ratio.toFixed(2)}`,
-      ratio >= 3 && ours.cpuSecondsPerGigabyte <= 2.5,
+      `${figures(shoal)}; libtorrent ${figures(libtorrent)}: ${ratio.toFixed(2)}`,
+      ratio >= 3 && shoal.cpuSecondsPerGigabyte <= 2.5,
       '≥ 3, ≤ 2.5 CPU-s',
     )
   }
+}
+const [large] = quick ? [] : await oneToOne([ours], 10 << 10)
+if (large) {
+  const { seed, leech } = large.peakMegabytes
+  row(
+    'memory for 10 GiB, at most',
+    `seed ${Math.round(seed)} MB, leech ${Math.round(leech)} MB; webtorrent 250 to 900`,
+    Math.max(seed, leech) <= 200,
+    '≤ 200 MB',
+  )
 }
 if (!harness) console.log('- crowds and other clients: not measured, SHOAL_SWARM_HARNESS is not set')
 else if (quick)
