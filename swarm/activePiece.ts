@@ -1,6 +1,7 @@
 import type { Sender } from './activePieces.ts'
 import type { PieceBuffer } from './buffers.ts'
-import { type Peer, STANDARD_BLOCK_BYTES } from './peer.ts'
+import type { Peer } from './peer.ts'
+import { STANDARD_BLOCK_BYTES } from './request.ts'
 
 const [FREE, ASKED, RECEIVING, DONE] = [0, 1, 2, 3]
 const MAX_ASKED = 2

@@ -4,12 +4,13 @@ import type { Address } from './addresses.ts'
 import { Blame } from './blame.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import type { LocalChunks } from './localChunks.ts'
-import { type Peer, STANDARD_BLOCK_BYTES } from './peer.ts'
+import type { Peer } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
+import { STANDARD_BLOCK_BYTES } from './request.ts'
 import { SecondHand } from './secondHand.ts'
 
 /** Memory for pieces on their way in, hashing and writing included. */
-const ACTIVE_BYTES = 32 << 20
+const ACTIVE_BYTES = 40 << 20
 const MAX_ACTIVE = 512
 /**
  * A piece is passed on as it comes over so many machines. With one, 24 machines used 0.6 of their links while first copies

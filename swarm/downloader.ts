@@ -3,36 +3,15 @@ import type { ActivePiece } from './activePiece.ts'
 import { ActivePieces, type Sender } from './activePieces.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import type { LocalChunks } from './localChunks.ts'
-import { type Peer, type Request, requestKey, STANDARD_BLOCK_BYTES, unitsOf } from './peer.ts'
+import type { Peer } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
+import { blockBytesOf, blockTimeoutMs, growWindow, pipelineOf } from './pipeline.ts'
 import type { RateLimit } from './rate.ts'
+import { type Request, requestKey, STANDARD_BLOCK_BYTES, unitsOf } from './request.ts'
 import { encodeNumbers, messageId, WireError } from './wire.ts'
 
-/**
- * Requests under way to one peer: what it sends in this time, or more while it answers at once; between these bounds.
- * A full link delays an answer by 0.1 s and more; asked for less than that, a last sender of a last piece goes at a
- * fifth of its speed.
- */
-const PIPELINE_SECONDS = 0.3
-const PROMPT_MS = 20
-const LAZY_MS = 150
-const MIN_PIPELINE_BYTES = 64 << 10
-const MAX_PIPELINE_BYTES = 8 << 20
-/**
- * A block goes on only whole: asked of a slow peer in large ones, a piece that is passed on waits at each hop. 24 machines
- * that got a piece each from 23 others at once, at 50 Mbit/s, waited 1 s a hop with blocks of 128 KiB.
- */
-const BLOCK_SECONDS = 0.05
-const MIN_BLOCK_BYTES = 32 << 10
 /** What a download limit lets us ask for ahead: more than a tick. */
 export const LIMIT_AHEAD_MS = 300
-/**
- * Without a block for so many times what one took lately, between these bounds, what it was asked for is asked of others:
- * a machine that lost its power says nothing, and holds pieces that others could give.
- */
-const BLOCK_TIMEOUT_TIMES = 20
-const MIN_BLOCK_TIMEOUT_MS = 2000
-const MAX_BLOCK_TIMEOUT_MS = 15_000
 const SNUBBED_TIMEOUT_MS = 60_000
 /**
  * In the endgame an idle peer is asked for a piece too, when the one that fetches it stood still this long or needs
@@ -233,8 +212,7 @@ export class Downloader {
     peer.tookMs = tookMs
     this.lastBlockMs = nowMs
     if (peer.near) this.#lastNearMs = nowMs
-    if (tookMs < PROMPT_MS) peer.windowBytes = Math.min(MAX_PIPELINE_BYTES, peer.windowBytes + block.sizeBytes)
-    else if (tookMs > LAZY_MS) peer.windowBytes = Math.max(0, peer.windowBytes - block.sizeBytes)
+    growWindow(peer, tookMs, block.sizeBytes)
     const piece = this.pieces.get(block.pieceIndex)
     if (!block.kept || !piece) {
       if (piece) piece.unask(...unitsOf(request), false)
@@ -322,23 +300,6 @@ function isLate(piece: ActivePiece, nowMs: number): boolean {
   if (nowMs - piece.lastProgressMs > LATE_MS) return true
   const bytesPerMs = (piece.owner?.received.bytesPerSecond ?? 0) / 1000
   return nowMs - piece.beganMs > LATE_MS && piece.missingUnits * STANDARD_BLOCK_BYTES > bytesPerMs * LATE_MS
-}
-
-function blockTimeoutMs({ tookMs, receivedBytes }: Peer): number {
-  if (receivedBytes === 0) return MAX_BLOCK_TIMEOUT_MS
-  return Math.min(MAX_BLOCK_TIMEOUT_MS, Math.max(MIN_BLOCK_TIMEOUT_MS, BLOCK_TIMEOUT_TIMES * tookMs))
-}
-
-/** As large as both understand, and no longer on its way than said. */
-function blockBytesOf(peer: Peer): number {
-  const inTimeBytes = Math.floor((peer.received.bytesPerSecond * BLOCK_SECONDS) / MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
-  return Math.min(peer.blockBytes, Math.max(MIN_BLOCK_BYTES, inTimeBytes))
-}
-
-function pipelineOf(peer: Peer): number {
-  if (peer.snubbed) return 1
-  const inTimeBytes = peer.received.bytesPerSecond * PIPELINE_SECONDS
-  return Math.min(MAX_PIPELINE_BYTES, Math.max(MIN_PIPELINE_BYTES, inTimeBytes, peer.windowBytes))
 }
 
 /** Tells whether a unit of this piece is asked of this peer. */

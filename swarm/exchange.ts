@@ -2,7 +2,6 @@ import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
 import type { ActivePiece } from './activePiece.ts'
 import type { Sender } from './activePieces.ts'
 import type { Address } from './addresses.ts'
-import { Bitfield } from './bitfield.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
 import { chooseUnchoked } from './choker.ts'
 import type { Clock } from './clock.ts'
@@ -10,6 +9,7 @@ import { Downloader } from './downloader.ts'
 import { FirstCopies } from './firstCopies.ts'
 import type { LocalChunks } from './localChunks.ts'
 import { Neighbours } from './neighbours.ts'
+import { Offers } from './offers.ts'
 import type { Peer, PeerHost } from './peer.ts'
 import type { PiecePicker } from './picker.ts'
 import type { RateLimit } from './rate.ts'
@@ -18,8 +18,6 @@ import { encodeMessage, encodeNumbers, messageId, WireError } from './wire.ts'
 
 const UPLOAD_SLOTS = 24
 const TURN_MS = 10_000
-/** More than a peer fetches at once; some of what it began it did not end, and never says so. */
-const MAX_BEGUN = 4096
 /**
  * Room that came free goes to the prompter of two peers, so many times, before it goes round: who is asked again
  * because he just delivered is who everyone asks. In a simulated crowd of 100 at 10 Gbit/s the last had all after 1.05
@@ -72,6 +70,7 @@ export class Exchange implements PeerHost {
   readonly #o: ExchangeOptions
   readonly #picker: PiecePicker
   readonly #firstCopies: FirstCopies
+  readonly #offers: Offers
   /** Nothing is asked for any more. */
   #paused = false
   #closed = false
@@ -122,6 +121,10 @@ export class Exchange implements PeerHost {
       peers: () => this.neighbours.joined,
       spare: () => this.uploader.spare,
     })
+    const { downloader } = this
+    this.#offers = new Offers({
+      ...{ pieceCount: this.pieceCount, picker, downloader, firstCopies: this.#firstCopies, clock: o.clock },
+    })
   }
 
   get spreads(): boolean {
@@ -135,13 +138,9 @@ export class Exchange implements PeerHost {
 
   joined(peer: Peer): boolean {
     if (this.#closed || !this.neighbours.admit(peer)) return false
-    const { said } = this.#firstCopies
-    if (peer.fast && said.full) peer.write(encodeMessage(messageId.haveAll))
-    else if (peer.fast && said.count === 0) peer.write(encodeMessage(messageId.haveNone))
-    else if (said.count > 0) peer.write(encodeMessage(messageId.bitfield, said.bytes))
     this.#firstCopies.joined(peer)
     // who has pieces says so first
-    this.#o.clock.after(0, () => this.#offer(peer))
+    this.#o.clock.after(0, () => this.#firstCopies.offer(peer))
     return true
   }
 
@@ -151,8 +150,7 @@ export class Exchange implements PeerHost {
 
   left(peer: Peer): void {
     this.neighbours.left(peer)
-    this.#picker.peerLeft(peer.has, peer.near)
-    for (const index of peer.begun.keys()) this.#picker.peerLacks(index, peer.near)
+    this.#offers.left(peer)
     this.downloader.release(peer)
     this.uploader.drop(peer)
     this.#firstCopies.left(peer)
@@ -186,14 +184,14 @@ export class Exchange implements PeerHost {
       case messageId.have: {
         const index = payload.length === 4 ? payload.readUInt32BE(0) : this.pieceCount
         if (index >= this.pieceCount) throw new WireError('has a piece that does not exist')
-        this.#peerHas(peer, index)
-        this.#offer(peer)
-        this.#peerHasMore(peer)
+        this.#offers.has(peer, index)
+        this.#firstCopies.offer(peer)
+        this.#offers.updateInterest(peer)
         break
       }
       case messageId.bitfield:
       case messageId.haveAll:
-        this.#setPieces(peer, id === messageId.bitfield ? payload : undefined)
+        this.#offers.hasAllOf(peer, id === messageId.bitfield ? payload : undefined)
         break
       case messageId.request:
         this.uploader.request(peer, numbers())
@@ -203,10 +201,7 @@ export class Exchange implements PeerHost {
         break
       case messageId.reject: {
         const { pieceIndex, begin } = numbers()
-        const ours = this.downloader.rejected(peer, pieceIndex, begin)
-        // it has not got that piece, whatever it said
-        const not = ours && !peer.peerChoking && (peer.has.remove(pieceIndex) || peer.begun.delete(pieceIndex))
-        if (not) this.#withdrawn(peer, pieceIndex)
+        if (this.downloader.rejected(peer, pieceIndex, begin) && !peer.peerChoking) this.#offers.lacks(peer, pieceIndex)
         this.fill()
         break
       }
@@ -214,14 +209,7 @@ export class Exchange implements PeerHost {
   }
 
   begun(peer: Peer, pieceIndex: number, hops: number): void {
-    if (pieceIndex >= this.pieceCount || hops === 0) throw new WireError('began a piece that does not exist')
-    if (peer.has.has(pieceIndex) || !this.downloader.pieces.mayPassOn(peer)) return
-    const known = peer.begun.has(pieceIndex)
-    if (!known && peer.begun.size >= MAX_BEGUN) throw new WireError('began too many pieces')
-    peer.begun.set(pieceIndex, hops)
-    if (known) this.downloader.offered(peer, pieceIndex)
-    else this.#offered(peer, pieceIndex)
-    this.#peerHasMore(peer)
+    this.#offers.began(peer, pieceIndex, hops)
   }
 
   blockTarget(peer: Peer, pieceIndex: number, begin: number, sizeBytes: number): Uint8Array | undefined {
@@ -240,13 +228,7 @@ export class Exchange implements PeerHost {
     for (const peer of [...this.neighbours.joined]) {
       // also who gave it to us: it learns how far its pieces have spread
       if (!peer.has.full && !first) peer.write(have)
-      if (!peer.offers(index)) continue
-      peer.wanted--
-      if (this.#picker.had.full && peer.has.full) peer.close('both complete')
-      else if (peer.wanted === 0) {
-        peer.amInterested = false
-        peer.write(encodeMessage(messageId.notInterested))
-      }
+      this.#offers.gained(peer, index)
     }
     if (first) this.#firstCopies.offerAll()
   }
@@ -260,11 +242,7 @@ export class Exchange implements PeerHost {
   lost(index: number): void {
     this.#picker.lost(index)
     this.#firstCopies.abandon()
-    for (const peer of [...this.neighbours.joined]) {
-      if (!peer.offers(index)) continue
-      peer.wanted++
-      this.#peerHasMore(peer)
-    }
+    for (const peer of [...this.neighbours.joined]) this.#offers.lost(peer, index)
   }
 
   tick(nowMs: number): void {
@@ -310,53 +288,12 @@ export class Exchange implements PeerHost {
     await this.downloader.stop()
   }
 
-  /** Its bitfield; aria2 sends another one instead of many a `have`. */
-  #setPieces(peer: Peer, bits: Buffer | undefined): void {
-    const pieces = bits ? Bitfield.parse(this.pieceCount, bits) : new Bitfield(this.pieceCount)
-    if (!pieces) throw new WireError('a malformed bitfield')
-    if (!bits) pieces.addAll()
-    for (let i = 0; i < this.pieceCount; i++) if (pieces.has(i)) this.#peerHas(peer, i)
-    this.#peerHasMore(peer)
-  }
-
-  #peerHas(peer: Peer, index: number): void {
-    if (!peer.has.add(index)) return
-    if (peer.begun.delete(index)) this.downloader.offered(peer, index)
-    else this.#offered(peer, index)
-    this.#firstCopies.gained(peer, index)
-  }
-
-  /** It offers one piece more. */
-  #offered(peer: Peer, index: number): void {
-    this.#picker.peerHas(index, peer.near)
-    this.downloader.offered(peer, index)
-    if (!this.#picker.had.has(index)) peer.wanted++
-  }
-
-  #withdrawn(peer: Peer, index: number): void {
-    this.#picker.peerLacks(index, peer.near)
-    if (!this.#picker.had.has(index)) peer.wanted--
-  }
-
-  #peerHasMore(peer: Peer): void {
-    if (peer.has.full && this.#picker.had.full) peer.close('both complete')
-    else if (!peer.amInterested && peer.wanted > 0) {
-      peer.amInterested = true
-      peer.write(encodeMessage(messageId.interested))
-    } else this.downloader.fill(peer, this.#o.clock.nowMs())
-  }
-
   #passOn(piece: ActivePiece): void {
     for (const peer of this.neighbours.joined) this.#tellBegun(peer, piece)
   }
 
   #tellBegun(peer: Peer, piece: ActivePiece): void {
     if (piece.owner !== peer && !peer.offers(piece.index)) peer.tellBegun(piece.index, piece.hops)
-  }
-
-  /** Tells it of pieces that it may have from us. */
-  #offer(peer: Peer): void {
-    if (!this.#closed) this.#firstCopies.offer(peer)
   }
 
   #ban(sender: Sender, pieceIndex: number): void {

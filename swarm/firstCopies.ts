@@ -1,7 +1,7 @@
 import { Bitfield } from './bitfield.ts'
 import type { Peer } from './peer.ts'
 import { Spread } from './spread.ts'
-import { encodeNumbers, messageId } from './wire.ts'
+import { encodeMessage, encodeNumbers, messageId } from './wire.ts'
 
 interface FirstCopiesOptions {
   had: Bitfield
@@ -36,7 +36,7 @@ export class FirstCopies {
   }
 
   /** What everyone may know that we have. */
-  get said(): Bitfield {
+  get #said(): Bitfield {
     const { had } = this.#o
     const spread = this.#spread
     if (!spread || spread.over) return had
@@ -66,7 +66,12 @@ export class FirstCopies {
     this.#spread?.end()
   }
 
+  /** It is told of what everyone may know that we have. */
   joined(peer: Peer): void {
+    const said = this.#said
+    if (peer.fast && said.full) peer.write(encodeMessage(messageId.haveAll))
+    else if (peer.fast && said.count === 0) peer.write(encodeMessage(messageId.haveNone))
+    else if (said.count > 0) peer.write(encodeMessage(messageId.bitfield, said.bytes))
     if (this.#spread && !this.#spread.over) this.#spread.joined(peer)
   }
 

@@ -13,10 +13,9 @@ import {
   sameProof,
 } from './extension.ts'
 import { Speed } from './rate.ts'
+import { type Request, STANDARD_BLOCK_BYTES } from './request.ts'
 import { encodeHandshake, encodeMessage, type Handshake, keepAlive, messageId, WireDecoder, WireError } from './wire.ts'
 
-/** BEP 3's block; what foreign peers are asked for, and the unit in which pieces are accounted. */
-export const STANDARD_BLOCK_BYTES = 16 << 10
 /** Between agents: fewer messages, the same bytes. */
 export const AGENT_BLOCK_BYTES = 128 << 10
 export const MAX_REQUESTS = 512
@@ -59,14 +58,6 @@ interface PeerOptions {
   resolve(infoHash: string): PeerHost | undefined
   /** Called once, when the connection is over, joined or not. */
   onClose(peer: Peer, reason: string): void
-}
-
-/** One request under way to a peer. */
-export interface Request {
-  pieceIndex: number
-  begin: number
-  sizeBytes: number
-  sentMs: number
 }
 
 /**
@@ -312,14 +303,4 @@ export class Peer {
     this.joined = false
     throw new WireError('refused')
   }
-}
-
-/** One number per block of a swarm: pieces are at most 64 MiB, so 4096 units. */
-export function requestKey(pieceIndex: number, begin: number): number {
-  return pieceIndex * 4096 + begin / STANDARD_BLOCK_BYTES
-}
-
-/** A block as a run of units of 16 KiB. */
-export function unitsOf(request: { begin: number; sizeBytes: number }): [unit: number, units: number] {
-  return [request.begin / STANDARD_BLOCK_BYTES, Math.ceil(request.sizeBytes / STANDARD_BLOCK_BYTES)]
 }

@@ -1,7 +1,8 @@
 import type { ActivePiece } from './activePiece.ts'
 import type { PieceBuffer, PieceBuffers } from './buffers.ts'
-import { AGENT_BLOCK_BYTES, MAX_REQUESTS, type Peer, unitsOf } from './peer.ts'
+import { AGENT_BLOCK_BYTES, MAX_REQUESTS, type Peer } from './peer.ts'
 import { type RateLimit, Speed } from './rate.ts'
+import { unitsOf } from './request.ts'
 import { encodeBlockHeader, encodeNumbers, messageId, WireError } from './wire.ts'
 
 /** What may wait in one socket: piece data beyond it stays a request. */
