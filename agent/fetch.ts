@@ -34,7 +34,7 @@ export interface FetchOptions {
   address: string
   /** Where this machine is: peers near it come first. */
   location: Location
-  fleet: FleetClient
+  fleet: Pick<FleetClient, 'announce' | 'descriptor'>
   clock: Clock
   log: Logger
   /** Higher goes first. */
@@ -263,6 +263,7 @@ export class ReleaseFetch {
       ...(swarm && !this.complete ? { pieces: Buffer.from(swarm.bitfield()).toString('base64') } : {}),
       ...this.#o.location,
       connected: swarm?.stats().peers ?? 0,
+      fromPeersBytes: this.totals().fromPeersBytes,
       resting: this.complete && !swarm,
       ...o,
     }

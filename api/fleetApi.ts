@@ -68,6 +68,7 @@ export const announceRequest = z.object({
   rack: z.string().max(253).optional(),
   connected: z.int().optional().describe('Peers it is connected to.'),
   resting: z.boolean().default(false).describe('It has everything, and no peer can connect to it.'),
+  fromPeersBytes: z.int().optional().describe('What peers gave it since its agent started.'),
   originBytes: z.int().default(0).describe('Read from the bucket since the last announce that was answered.'),
   left: z.boolean().default(false).describe('The agent leaves the swarm.'),
 })

@@ -5,7 +5,7 @@ import type { Template } from '../rollout/envelope.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { Metrics } from '../runtime/metrics.ts'
 import type { Database } from '../runtime/sql.ts'
-import { OriginLeases } from '../swarm/originLeases.ts'
+import { type LeaseRequest, OriginLeases } from '../swarm/originLeases.ts'
 import type { Reach } from '../swarm/reach.ts'
 import { Tracker } from '../swarm/tracker.ts'
 import { SpreadNotes } from './spread.ts'
@@ -56,7 +56,7 @@ export class Swarms {
     const { holder, secret, clock } = this.#o
     if (!holder.isHolder) throw new Transient('Unavailable', 'this replica is not the tracker any more')
     const { infoHash } = artifact
-    const { havePieces, totalPieces, originBytes, left } = announce
+    const { havePieces, totalPieces, fromPeersBytes, originBytes, left } = announce
     if (totalPieces > mostPieces(artifact.sizeBytes))
       throw new ShoalError('Invalid', `${artifact.name} can not have ${totalPieces} pieces`)
     if (originBytes > 0) this.#originBytes.inc(originBytes)
@@ -79,7 +79,8 @@ export class Swarms {
       },
       nowMs,
     )
-    const origin = await this.#origin(artifact, { infoHash, machine, havePieces, totalPieces }, nowMs)
+    const progress = fromPeersBytes ?? havePieces
+    const origin = await this.#origin(artifact, { infoHash, machine, havePieces, totalPieces, progress }, nowMs)
     if (!origin) return { key, peers, intervalMs, seed }
     return { key, peers, intervalMs: Math.min(intervalMs, this.#tracker.readerMs), seed, origin }
   }
@@ -87,7 +88,7 @@ export class Swarms {
   /** Who has just taken over knows neither what the swarm has nor what is lent. */
   async #origin(
     { key }: Template['artifact'],
-    request: { infoHash: string; machine: string; havePieces: number; totalPieces: number },
+    request: LeaseRequest,
     nowMs: number,
   ): Promise<AnnounceAnswer['origin']> {
     const { holder, originLeaseMs } = this.#o

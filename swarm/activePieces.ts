@@ -173,14 +173,15 @@ export class ActivePieces {
   }
 
   /** A piece begun by a peer that left must not hold the room that pieces others have could use. */
-  evictOrphan(): void {
+  evictOrphan(which: (index: number) => boolean = () => true): boolean {
     for (const piece of this.#pieces.values()) {
-      if (piece.owner || !piece.idle) continue
+      if (piece.owner || !piece.idle || !which(piece.index)) continue
       this.#pieces.delete(piece.index)
       this.#o.buffers.release(piece.buffer)
       this.#o.picker.putBack(piece.index)
-      return
+      return true
     }
+    return false
   }
 
   /** Whether a piece may be had of this peer that it has only begun. */

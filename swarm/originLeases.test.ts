@@ -21,7 +21,10 @@ function region() {
     tracker,
     leases,
     /** @returns the pieces it may read. */
-    announce(machine: string, o: { has?: number[]; nowMs?: number; infoHash?: string } = {}): number[] {
+    announce(
+      machine: string,
+      o: { has?: number[]; progress?: number; nowMs?: number; infoHash?: string } = {},
+    ): number[] {
       const { has = none, nowMs = 0, infoHash = 'a'.repeat(40) } = o
       const bits = new Uint8Array(totalPieces / 8)
       for (const index of has) bits[index >> 3] = (bits[index >> 3] ?? 0) | (0x80 >> (index & 7))
@@ -31,7 +34,8 @@ function region() {
         { infoHash, machine, host: machine, port: 1, completed, reads, pieces: bits, pieceCount: totalPieces },
         nowMs,
       )
-      return leases.request({ infoHash, machine, havePieces: has.length, totalPieces }, nowMs)
+      const { progress = has.length } = o
+      return leases.request({ infoHash, machine, havePieces: has.length, totalPieces, progress }, nowMs)
     },
   }
 }
@@ -99,16 +103,19 @@ test('nothing is lent of what machines said they have; again when they are gone'
   assert.equal(announce('b', { nowMs: 3 }), partOf(3))
 })
 
-test('a machine that gets nothing for 30 s may read what it lacks though others are said to have it', () => {
+test('a machine whose peers give it nothing for 15 s may read what it lacks though others are said to have it', () => {
   const { announce } = region()
   announce('seed', { has: all })
-  const has = all.slice(0, 62)
-  const lack = [62]
+  const has = all.slice(0, 56)
   assert.equal(announce('a', { nowMs: 0, has: has.slice(1) }), none)
+  assert.equal(announce('a', { nowMs: 5000, has }), none)
+  announce('seed', { has: all, nowMs: 15_000 })
   assert.equal(announce('a', { nowMs: 20_000, has }), none)
-  announce('seed', { has: all, nowMs: 30_000 })
-  assert.equal(announce('a', { nowMs: 50_000, has }), none)
-  assert.equal(announce('a', { nowMs: 50_001, has }), lack)
+  assert.equal(announce('a', { nowMs: 20_001, has }), [56])
+  const read = all.slice(0, 57)
+  assert.equal(announce('a', { nowMs: 20_002, has: read, progress: 56 }), [57, 58], 'what it read does not end that')
+  assert.equal(announce('a', { nowMs: 20_003, has: read, progress: 50 }), [57, 58], 'nor what peers sent wrong')
+  assert.equal(announce('a', { nowMs: 20_004, has: all.slice(0, 58) }), none, 'what a peer gave it does')
 })
 
 test('there is a cap over all artifacts', () => {

@@ -13,8 +13,11 @@ const MAX_READERS = 64
 const MAX_SHARE = 4
 /** What one machine could not read in so long another may try. */
 const HAND_OVER_MS = 15_000
-/** A machine that got nothing for so long, though others have it all, may read the bucket too. */
-const STUCK_MS = 30_000
+/**
+ * A machine whose peers gave it nothing for so long, though they have it all, may read the bucket too: who has it may have
+ * been banned by all for sending wrong bytes.
+ */
+const STUCK_MS = 15_000
 
 interface Reader {
   expiresMs: number
@@ -24,7 +27,8 @@ interface Reader {
 }
 
 interface Standing {
-  havePieces: number
+  /** The most of it. */
+  progress: number
   sinceMs: number
 }
 
@@ -35,11 +39,13 @@ interface Artifact {
   readonly read: Map<string, Set<number>>
 }
 
-interface LeaseRequest {
+export interface LeaseRequest {
   infoHash: string
   machine: string
   havePieces: number
   totalPieces: number
+  /** Rises with what peers give it, in any unit; not with what it reads from the bucket. */
+  progress: number
 }
 
 /**
@@ -128,10 +134,12 @@ export class OriginLeases {
     return (part) => piecesOf(part, totalPieces, isLacking)
   }
 
-  #isStuck({ standing }: Artifact, { machine, havePieces }: LeaseRequest, nowMs: number): boolean {
+  #isStuck({ standing }: Artifact, { machine, progress }: LeaseRequest, nowMs: number): boolean {
     const before = standing.get(machine)
-    if (before?.havePieces === havePieces) return nowMs - before.sinceMs > STUCK_MS
-    standing.set(machine, { havePieces, sinceMs: nowMs })
+    const restarted = progress === 0 && before?.progress !== 0
+    // what turns out wrong is taken off again
+    if (before && progress <= before.progress && !restarted) return nowMs - before.sinceMs > STUCK_MS
+    standing.set(machine, { progress, sinceMs: nowMs })
     return false
   }
 

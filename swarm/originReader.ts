@@ -86,10 +86,12 @@ export class OriginReader {
     const patient = nowMs - this.lastGainMs < PATIENCE_MS
     if (this.#o.yields() || (patient && this.#o.promised())) return
     while (this.#reads.size < READS_AT_ONCE) {
+      const mayRead = (i: number) => (lease.source.allows?.(i) ?? true) && (!patient || this.#isAlone(i, lease.source))
+      // what was begun of a peer that is gone, and nobody else has, is to be had here alone
+      if (this.#o.pieces.full) this.#o.pieces.evictOrphan(mayRead)
       if (!this.#o.pieces.reserve()) return
-      const index = this.#o.picker.take(
-        (i) => (lease.source.allows?.(i) ?? true) && (!patient || this.#isAlone(i, lease.source)),
-      )
+      let index = this.#o.picker.take(mayRead)
+      if (index === undefined && this.#o.pieces.evictOrphan(mayRead)) index = this.#o.picker.take(mayRead)
       if (index === undefined || !this.#o.limit.takeWithin(LIMIT_AHEAD_MS, this.#o.pieceSizeBytes(index))) {
         if (index !== undefined) this.#o.picker.putBack(index)
         this.#o.pieces.unreserve()

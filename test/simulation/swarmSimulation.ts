@@ -206,7 +206,10 @@ export class SwarmSimulation {
       nowMs,
     )
     const lent = this.#leases.request(
-      { infoHash: INFO_HASH, machine: machine.name, havePieces: had.count, totalPieces: this.#pieceCount },
+      {
+        ...{ infoHash: INFO_HASH, machine: machine.name, progress: had.count },
+        ...{ havePieces: had.count, totalPieces: this.#pieceCount },
+      },
       nowMs,
     )
     const since = machine.lease?.pieces
