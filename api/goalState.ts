@@ -16,9 +16,18 @@ const wave = z
     machines: z.int().min(1).optional(),
     percent: z.int().min(1).max(100).optional(),
     soak: duration.default('0s'),
+    approval: z.boolean().optional().describe('It begins when someone who may approve has approved it.'),
   })
   .meta(validations(rule('has(self.machines) != has(self.percent)', 'a wave has either machines or percent')))
 export type Wave = z.infer<typeof wave>
+
+/** Nothing changes from each time of `cron` on, for so long; going back may always. */
+const freeze = z.object({
+  cron: z.string().min(9).max(100).describe('Minute, hour, day of the month, month, day of the week.'),
+  duration,
+  timeZone: z.string().max(64).default('UTC').describe('A name of the IANA database.'),
+})
+export type Freeze = z.infer<typeof freeze>
 
 const rollout = z.object({
   waves: z
@@ -32,6 +41,13 @@ const rollout = z.object({
     .describe('Rounded up; until 50 machines are updated, any failure halts.'),
   progressDeadline: duration.default('15m'),
   onFailure: z.enum(['Rollback', 'Pause']).default('Rollback'),
+  check: z
+    .object({ url: z.url({ protocol: /^https?$/ }).max(2048) })
+    .optional()
+    .describe(
+      'Asked while a wave soaks. 200 and {"ok": true}: all is well; {"ok": false, "message": …}: the rollout fails; anything else: it waits.',
+    ),
+  freeze: z.array(freeze).max(16).optional(),
 })
 export type Rollout = z.infer<typeof rollout>
 
@@ -72,13 +88,17 @@ const status = machineCounts.partial().extend({
     .object({ template: z.string(), revision: z.int(), artifact: z.string() })
     .optional()
     .describe('The last template that worked everywhere.'),
+  goodBefore: z
+    .object({ template: z.string(), revision: z.int(), artifact: z.string() })
+    .optional()
+    .describe('The one that worked before it: kept on the machines too, for undo.'),
   rollback: z.boolean().optional().describe('The effective template is one gone back to.'),
   waveIndex: z.int().optional().describe('Waves complete so far; the current one’s index.'),
   wave: z.string().optional().describe('Current wave, as 2/4.'),
   regionsInRollout: z.array(z.string()).max(50).optional().describe('What "*" meant when the rollout started.'),
+  waveOpen: z.boolean().optional().describe('The current wave has begun.'),
   soakedMs: z.int().optional().describe('How long the current wave has soaked.'),
-  progressedAt: time.optional(),
-  paused: z.boolean().optional(),
+  waitedMs: z.int().optional().describe('How long nothing came forward, though it could.'),
   regions: z.array(machineCounts.extend({ name })).max(50).optional(),
   failures: z.array(machineFailure).max(10).optional(),
   history: z
@@ -87,7 +107,7 @@ const status = machineCounts.partial().extend({
         revision: z.int(),
         template: z.string(),
         artifact: z.string(),
-        outcome: z.enum(['InProgress', 'Succeeded', 'Failed', 'Superseded']),
+        outcome: z.enum(['InProgress', 'Succeeded', 'Failed', 'Superseded', 'Undone']),
         at: time,
       }),
     )
@@ -118,6 +138,11 @@ export const GoalState = defineKind({
 })
 export type GoalState = ObjectOf<typeof GoalState>
 
+/** What someone said of a rollout; not in a spec, so that no Git sync undoes it. */
+const word = z.object({ by: z.string().max(512), at: time, why: z.string().max(1024) })
+export const verbs = ['Hold', 'Release', 'Pause', 'Resume', 'Approve', 'Promote'] as const
+const wordOnWave = word.extend({ wave: z.int().min(1).describe('Counted from 1.') })
+
 const revisionSpec = z
   .object({
     goalRef: name,
@@ -141,10 +166,20 @@ export const GoalStateRevision = defineKind({
   selectableFields: ['.spec.goalRef', '.spec.hash'],
   spec: revisionSpec,
   status: z.object({
-    hold: z
-      .object({ by: z.string(), at: time, why: z.string() })
+    hold: word
+      .extend({
+        to: z.int().min(1).optional().describe('The revision to go back to; by default the last that worked.'),
+      })
       .optional()
       .describe('A held template is not rolled out again until a person removes this.'),
+    pause: word.optional().describe('No machine is changed while this stands.'),
+    approvals: z.array(wordOnWave).max(32).optional(),
+    promotions: z.array(wordOnWave).max(32).optional().describe('Waves whose soak is skipped.'),
+    log: z
+      .array(word.extend({ verb: z.enum(verbs), wave: z.int().optional(), to: z.int().optional() }))
+      .max(500)
+      .optional()
+      .describe('All that was ever said of this revision; entries are only added.'),
   }),
 })
 export type GoalStateRevision = ObjectOf<typeof GoalStateRevision>

@@ -6,6 +6,7 @@ import { addJobs } from './jobs.ts'
 import { addKeys } from './keys.ts'
 import { addLogs } from './logs.ts'
 import { addRebuild } from './rebuild.ts'
+import { addRollout } from './rollout.ts'
 import { addSwarm } from './swarm/commands.ts'
 import { addWorkers } from './workers.ts'
 
@@ -17,6 +18,7 @@ export function addCommands(program: Command): void {
   addKeys(program)
   addLogs(program)
   addRebuild(program)
+  addRollout(program)
   addSwarm(program)
   addWorkers(program)
 }

@@ -2,7 +2,7 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { MachineCounts, Wave } from '../api/goalState.ts'
-import { advance, type Progress, type RegionReport } from './engine.ts'
+import { advance, enterWave, type Gates, openWave, type Progress, type RegionReport } from './engine.ts'
 import { regionsOf, targetCount, targetOf } from './plan.ts'
 
 const test = suite('rollout engine')
@@ -13,7 +13,7 @@ const waves: Wave[] = [
   { regions: ['*'], percent: 100, soak: '0s' },
 ]
 const rollout = { waves, failureThreshold: '2%', progressDeadline: '10s' } as const
-const start: Progress = { waveIndex: 0, soakedMs: 0, progressedAtMs: 0, reached: 0 }
+const start: Progress = { waveIndex: 0, open: true, soakedMs: 0, waitedMs: 0, reached: 0 }
 const none: MachineCounts = { desired: 4, fetched: 4, updated: 0, healthy: 0, failed: 0, unreachable: 0 }
 const report = (region: string, counts: Partial<MachineCounts> = {}, fresh = true): RegionReport => ({
   region,
@@ -21,8 +21,13 @@ const report = (region: string, counts: Partial<MachineCounts> = {}, fresh = tru
   fresh,
   halted: false,
 })
-const step = (progress: Progress, reports: RegionReport[], nowMs = 1000, elapsedMs = 1000) =>
-  advance(rollout, progress, { reports, nowMs, elapsedMs })
+const step = (progress: Progress, reports: RegionReport[], elapsedMs = 1000, gates: Partial<Gates> = {}) =>
+  advance(rollout, progress, {
+    reports,
+    elapsedMs,
+    gates: { approved: new Set(), promoted: new Set(), ...gates },
+  })
+const wellIn = (region: string) => report(region, { updated: 1, healthy: 1 })
 
 test('a target is the highest of the waves so far', () => {
   assert.equal(targetOf(waves, -1, 'eu'), { machines: 0, percent: 0 })
@@ -50,7 +55,7 @@ test('the next wave begins when the wave is complete and has soaked', () => {
 })
 
 test('time in which the engine could not act is not soak', () => {
-  const { progress } = step(start, [report('eu', { updated: 1, healthy: 1 })], 100_000, 0)
+  const { progress } = step(start, [report('eu', { updated: 1, healthy: 1 })], 0)
   assert.is(progress.soakedMs, 0)
   assert.is(progress.waveIndex, 0)
 })
@@ -61,9 +66,60 @@ test('a machine that gets unhealthy while it soaks begins the soak anew', () => 
   assert.is(step(soaking.progress, [report('eu', { updated: 1, healthy: 0 })]).progress.soakedMs, 0)
 })
 
-test('a stale report completes nothing', () => {
-  const { verdict } = step(start, [report('eu', { updated: 1, healthy: 1 }, false)])
-  assert.is(verdict.is, 'Progressing')
+test('while a region is silent the clocks stand: nothing is complete, nothing is late, and what soaked is kept', () => {
+  const { progress } = step(start, [wellIn('eu')])
+  const silent = step(progress, [report('eu', { updated: 1, healthy: 1 }, false)], 3_600_000)
+  assert.is(silent.verdict.is, 'RegionSilent')
+  assert.equal(silent.progress, progress)
+  assert.is(step(silent.progress, [wellIn('eu')]).progress.waveIndex, 1)
+})
+
+test('paused or frozen, nothing begins and the clocks stand; what was told stays', () => {
+  for (const is of ['Paused', 'Frozen'] as const) {
+    const stopped = { is, message: 'for now' }
+    const { progress, verdict } = step(start, [wellIn('eu')], 3_600_000, { stopped })
+    assert.equal([verdict.is, progress], [is, start])
+    const shut = { ...start, open: false }
+    assert.is(openWave(enterWave(rollout, shut, { approved: new Set(), promoted: new Set(), stopped })), -1)
+  }
+})
+
+test('failures count while it is paused', () => {
+  const stopped = { is: 'Paused', message: 'for now' } as const
+  assert.is(step(start, [report('eu', { failed: 1 })], 1000, { stopped }).verdict.is, 'Failed')
+})
+
+test('a wave that needs approval waits for it, with the targets of the waves before', () => {
+  const waves: Wave[] = [
+    { regions: ['eu'], machines: 1, soak: '0s' },
+    { regions: ['*'], percent: 100, soak: '0s', approval: true },
+  ]
+  const careful = { ...rollout, waves }
+  const at = (progress: Progress, approved: number[], elapsedMs = 1000) =>
+    advance(careful, progress, {
+      ...{ reports: [wellIn('eu'), report('us')], elapsedMs },
+      gates: { approved: new Set(approved), promoted: new Set() },
+    })
+  const waiting = at(start, [])
+  assert.is(waiting.verdict.is, 'AwaitingApproval')
+  assert.equal([waiting.progress.waveIndex, openWave(waiting.progress)], [1, 0])
+  const late = at(waiting.progress, [0], 3_600_000)
+  assert.equal([late.verdict.is, late.progress.waitedMs], ['AwaitingApproval', 0])
+  const begun = at(late.progress, [1])
+  assert.equal([begun.verdict.is, openWave(begun.progress)], ['Progressing', 1])
+})
+
+test('a promoted wave does not soak, but has to be complete', () => {
+  const promoted = new Set([0])
+  assert.is(step(start, [report('eu')], 1000, { promoted }).progress.waveIndex, 0)
+  assert.is(step(start, [wellIn('eu')], 0, { promoted }).progress.waveIndex, 1)
+})
+
+test('a check that does not answer stops the soak, one that says no fails the rollout', () => {
+  const { progress } = step(start, [wellIn('eu')])
+  const silent = step(progress, [wellIn('eu')], 1000, { check: { is: 'Silent', message: 'no answer' } })
+  assert.equal([silent.verdict.is, silent.progress.soakedMs], ['CheckUnanswered', progress.soakedMs])
+  assert.is(step(progress, [wellIn('eu')], 1000, { check: { is: 'Ill', message: 'errors' } }).verdict.is, 'Failed')
 })
 
 test('of few machines, any failure halts', () => {
@@ -92,7 +148,7 @@ test('without progress for progressDeadline it is late, and goes on when there i
     10_001,
   )
   assert.is(late.verdict.is, 'Late')
-  assert.is(step(late.progress, [report('eu', { fetched: 1 })], 10_002).verdict.is, 'Progressing')
+  assert.is(step(late.progress, [report('eu', { fetched: 1 })]).verdict.is, 'Progressing')
 })
 
 test('whatever is reported, waves go one by one and never back', () => {
@@ -109,9 +165,9 @@ test('whatever is reported, waves go one by one and never back', () => {
   fc.assert(
     fc.property(fc.array(reports, { maxLength: 30 }), (steps) => {
       let progress = start
-      for (const [index, views] of steps.entries()) {
+      for (const views of steps) {
         const regions = views.map((view, at) => ({ region: ['eu', 'us', 'ap'][at] ?? '', halted: false, ...view }))
-        const { progress: next, verdict } = step(progress, regions, index * 1000)
+        const { progress: next, verdict } = step(progress, regions)
         assert.ok(next.waveIndex === progress.waveIndex || next.waveIndex === progress.waveIndex + 1)
         if (verdict.is === 'Failed') assert.equal(next, progress)
         progress = next

@@ -6,11 +6,13 @@ import { covers, targetCount, targetOf } from './plan.ts'
 export interface Progress {
   /** The current wave; `waves.length` when all are complete. */
   waveIndex: number
+  /** Its machines may change; before, those of the waves before it may. */
+  open: boolean
   /** How long the current wave has soaked. */
   soakedMs: number
-  /** When the rollout last came forward, Unix ms. */
-  progressedAtMs: number
-  /** Machines fetched and healthy then. */
+  /** How long nothing came forward, by the time in which it could. */
+  waitedMs: number
+  /** Machines fetched and healthy when last looked. */
   reached: number
 }
 
@@ -24,61 +26,106 @@ export interface RegionReport {
   halted: boolean
 }
 
+/** What people, the calendar and the goal's check say. */
+export interface Gates {
+  /** Nothing changes now. */
+  stopped?: { is: 'Paused' | 'Frozen'; message: string } | undefined
+  /** Waves, from 0, that may begin though they need approval. */
+  approved: ReadonlySet<number>
+  /** Waves whose soak is skipped. */
+  promoted: ReadonlySet<number>
+  /** What the goal's check answered of the current wave; undefined when all is well, or there is none. */
+  check?: { is: 'Ill' | 'Silent'; message: string } | undefined
+}
+
 export type Verdict =
   | { is: 'Progressing'; message: string }
   | { is: 'Soaking'; message: string }
+  /** Its clocks stand: nothing is wrong with the machines. */
+  | { is: 'Paused' | 'Frozen' | 'AwaitingApproval' | 'RegionSilent' | 'CheckUnanswered'; message: string }
   /** No way forward was found for progressDeadline; it goes on trying. */
   | { is: 'Late'; message: string }
   | { is: 'Failed'; message: string }
   | { is: 'Complete'; message: string }
 
+type Rules = Pick<Rollout, 'waves' | 'failureThreshold' | 'progressDeadline'>
+
 /** Few machines say nothing about a share: until so many are updated, any failure halts. */
 const smallRollout = 50
+const noGates: Gates = { approved: new Set(), promoted: new Set() }
+
+/** The wave begins, if it may; what it allows is told to the regions only then. */
+export function enterWave({ waves }: Pick<Rollout, 'waves'>, progress: Progress, gates: Gates = noGates): Progress {
+  const wave = waves[progress.waveIndex]
+  if (!wave || progress.open || gates.stopped) return progress
+  if (wave.approval && !gates.approved.has(progress.waveIndex)) return progress
+  return { ...progress, open: true }
+}
+
+/** The wave up to which machines may change; -1: none. */
+export const openWave = ({ waveIndex, open }: Progress): number => (open ? waveIndex : waveIndex - 1)
 
 /**
- * One step of a rollout. `elapsedMs` is the time since the last step during which this engine was able to act: soak
- * counts only that, so an outage never counts as time in which all was well. `unseen` are regions of the wave whose copy
- * of the artifact is being looked at once more; they are told to wait.
+ * One step of a rollout. `elapsedMs` is the time since the last step during which this engine was able to act: soak and
+ * deadline count only that, so an outage never counts as time in which all was well, or in which nothing came forward.
+ * `unseen` are regions of the wave whose copy of the artifact is being looked at once more; they are told to wait.
  */
 export function advance(
-  rollout: Pick<Rollout, 'waves' | 'failureThreshold' | 'progressDeadline'>,
-  progress: Progress,
-  view: { reports: RegionReport[]; unseen?: string[]; nowMs: number; elapsedMs: number },
+  rollout: Rules,
+  before: Progress,
+  view: { reports: RegionReport[]; unseen?: string[]; elapsedMs: number; gates?: Gates },
 ): { progress: Progress; verdict: Verdict } {
-  const { reports, unseen = [], nowMs, elapsedMs } = view
-  const failure = failureOf(rollout, reports)
-  if (failure !== undefined) return { progress, verdict: { is: 'Failed', message: failure } }
-  const wave = rollout.waves[progress.waveIndex]
-  if (!wave) return { progress, verdict: { is: 'Complete', message: 'every wave is complete' } }
+  const { reports, unseen = [], elapsedMs, gates = noGates } = view
+  const failure = failureOf(rollout, reports) ?? (gates.check?.is === 'Ill' ? gates.check.message : undefined)
+  if (failure !== undefined) return { progress: before, verdict: { is: 'Failed', message: failure } }
+  const wave = rollout.waves[before.waveIndex]
+  if (!wave) return { progress: before, verdict: { is: 'Complete', message: 'every wave is complete' } }
+
+  const name = `wave ${before.waveIndex + 1} of ${rollout.waves.length}`
+  const stands = (is: 'Paused' | 'Frozen' | 'AwaitingApproval' | 'RegionSilent' | 'CheckUnanswered', why: string) => ({
+    progress: before,
+    verdict: { is, message: `${name}: ${why}` } as const,
+  })
+  if (gates.stopped) return stands(gates.stopped.is, gates.stopped.message)
+  const progress = enterWave(rollout, before, gates)
+  if (!progress.open) return stands('AwaitingApproval', 'waits for approval')
+  const covered = reports.filter(({ region }) => covers(wave, region))
+  const silent = covered.find(({ counts, fresh }) => !counts || !fresh)
+  if (silent) return { ...stands('RegionSilent', `region ${silent.region} has not reported yet`), progress }
 
   const reached = sum(reports, ({ fetched, healthy }) => fetched + healthy)
-  const forward = reached > progress.reached
-  const next = { ...progress, reached, ...(forward && { progressedAtMs: nowMs }) }
-  const name = `wave ${progress.waveIndex + 1} of ${rollout.waves.length}`
-  const lacking = reports
-    .filter(({ region }) => covers(wave, region))
-    .find((report) => !isComplete(report, rollout, progress))
+  const waitedMs = reached > progress.reached ? 0 : progress.waitedMs + elapsedMs
+  const next = { ...progress, reached, waitedMs }
+  const lacking = covered.find((report) => !isComplete(report, rollout, progress))
   if (lacking) {
     const looked = unseen.length > 0 ? `; looking at the copy in ${unseen.join(', ')} once more` : ''
     const message = `${name}: ${missing(lacking, rollout, progress)}${looked}`
+    const late = waitedMs > durationMs(rollout.progressDeadline)
     // What soaked must stay healthy throughout.
-    const waiting = { ...next, soakedMs: 0 }
-    const late = nowMs - waiting.progressedAtMs > durationMs(rollout.progressDeadline)
-    return { progress: waiting, verdict: { is: late ? 'Late' : 'Progressing', message } }
+    return { progress: { ...next, soakedMs: 0 }, verdict: { is: late ? 'Late' : 'Progressing', message } }
   }
   const soakMs = durationMs(wave.soak)
-  const soakedMs = progress.soakedMs + elapsedMs
-  if (soakedMs < soakMs) {
-    const left = Math.ceil((soakMs - soakedMs) / 1000)
-    return { progress: { ...next, soakedMs }, verdict: { is: 'Soaking', message: `${name} soaks, ${left} s to go` } }
+  if (!gates.promoted.has(progress.waveIndex)) {
+    if (gates.check) return { ...stands('CheckUnanswered', gates.check.message), progress }
+    const soakedMs = progress.soakedMs + elapsedMs
+    if (soakedMs < soakMs) {
+      const left = Math.ceil((soakMs - soakedMs) / 1000)
+      return {
+        progress: { ...next, waitedMs: 0, soakedMs },
+        verdict: { is: 'Soaking', message: `${name} soaks, ${left} s to go` },
+      }
+    }
   }
   const waveIndex = progress.waveIndex + 1
-  const complete = waveIndex === rollout.waves.length
+  const begun = enterWave(rollout, { waveIndex, open: false, soakedMs: 0, waitedMs: 0, reached }, gates)
+  if (waveIndex === rollout.waves.length)
+    return { progress: begun, verdict: { is: 'Complete', message: 'every wave is complete' } }
+  const following = `wave ${waveIndex + 1} of ${rollout.waves.length}`
   return {
-    progress: { ...next, waveIndex, soakedMs: 0, progressedAtMs: nowMs },
-    verdict: complete
-      ? { is: 'Complete', message: 'every wave is complete' }
-      : { is: 'Progressing', message: `wave ${waveIndex + 1} of ${rollout.waves.length} begins` },
+    progress: begun,
+    verdict: begun.open
+      ? { is: 'Progressing', message: `${following} begins` }
+      : { is: 'AwaitingApproval', message: `${following}: waits for approval` },
   }
 }
 
@@ -98,15 +145,15 @@ function failureOf(
 
 type Waves = Pick<Rollout, 'waves'>
 
-function isComplete({ region, counts, fresh }: RegionReport, { waves }: Waves, { waveIndex }: Progress): boolean {
-  if (!counts || !fresh) return false
+function isComplete({ region, counts }: RegionReport, { waves }: Waves, { waveIndex }: Progress): boolean {
+  if (!counts) return false
   const wanted = targetCount(targetOf(waves, waveIndex, region), counts.desired)
   // A machine that can't be reached is exempt; it catches up when it is back.
   return counts.healthy >= Math.min(wanted, counts.desired - counts.unreachable)
 }
 
-function missing({ region, counts, fresh }: RegionReport, { waves }: Waves, { waveIndex }: Progress): string {
-  if (!counts || !fresh) return `region ${region} has not reported yet`
+function missing({ region, counts }: RegionReport, { waves }: Waves, { waveIndex }: Progress): string {
+  if (!counts) return `region ${region} has not reported yet`
   const wanted = targetCount(targetOf(waves, waveIndex, region), counts.desired)
   return `region ${region} has ${counts.healthy} of ${wanted} machines healthy (${counts.fetched} of ${counts.desired} fetched)`
 }

@@ -10,7 +10,9 @@ import { type ShoalError, Stalled, Waiting } from '../../api/errors.ts'
 import { GoalState } from '../../api/goalState.ts'
 import { durationMs } from '../../api/meta.ts'
 import type { RegionalGoalState } from '../../api/regionalGoalState.ts'
-import { advance, type Verdict } from '../../rollout/engine.ts'
+import { chooseTemplate } from '../../rollout/effective.ts'
+import { advance, enterWave, openWave, type Verdict } from '../../rollout/engine.ts'
+import { freezeProblem } from '../../rollout/freeze.ts'
 import { covers, regionsOf, rollbackWaves, targetOf } from '../../rollout/plan.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import type { Cluster } from '../../runtime/cluster.ts'
@@ -20,11 +22,15 @@ import type { Logger } from '../../runtime/log.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
 import type { RegionDirectory } from '../region/directory.ts'
+import { Checks } from './checks.ts'
+import { addFinalizer, letGo } from './finalizer.ts'
+import { gatesOf } from './gates.ts'
 import { conflictOf } from './place.ts'
 import type { RegionalGoals } from './regional.ts'
 import { ReplicaGate } from './replicaGate.ts'
-import { type Hashed, type Revisions, templateOf } from './revisions.ts'
-import { endHistory, type GoalStatus, reportsOf, startRollout, statusOf } from './status.ts'
+import type { Hold, Revisions } from './revisions.ts'
+import { endHistory, type GoalStatus, progressOf, reportsOf, startRollout, statusOf } from './status.ts'
+import { specOf, Templates } from './templates.ts'
 
 export interface GoalStateControllerOptions {
   cluster: Cluster
@@ -44,10 +50,11 @@ export interface GoalStateControllerOptions {
   clock?: Clock
   /** Between two steps of a rollout in which nothing is reported. Default: 1 s. */
   tickMs?: number
+  /** Between two questions to a goal's check. Default: 5 s. */
+  checkEveryMs?: number
 }
 
 const fieldManager = 'shoal-goalstate'
-const finalizer = 'shoal.dev/regional-goals'
 /** A longer time between two steps is an outage, and not soak. */
 const longestStepMs = 10_000
 const idleMs = 30_000
@@ -58,6 +65,8 @@ export class GoalStateController {
   readonly #clock: Clock
   readonly #controller: Controller
   readonly #replicas: ReplicaGate
+  readonly #checks: Checks
+  readonly #templates: Templates
   /** When each goal's engine was last stepped, on this process' monotonic clock. */
   readonly #steppedAt = new Map<string, number>()
 
@@ -65,6 +74,8 @@ export class GoalStateController {
     this.#options = options
     this.#clock = options.clock ?? systemClock
     this.#replicas = new ReplicaGate(options.checkReplica)
+    this.#templates = new Templates(options)
+    this.#checks = new Checks({ clock: this.#clock, everyMs: options.checkEveryMs })
     this.#controller = new Controller({ ...options, name: 'goalstate', reconcile: (key) => this.#reconcile(key) })
     options.goals.onChange((key, goal, previous) => {
       if (!goal || goal.metadata.generation !== previous?.metadata.generation || goal.metadata.deletionTimestamp)
@@ -98,8 +109,13 @@ export class GoalStateController {
       this.#steppedAt.delete(key)
       return
     }
-    if (goal.metadata.deletionTimestamp) return this.#release(goal)
-    await this.#addFinalizer(goal)
+    const { cluster, regionalGoals } = this.#options
+    if (goal.metadata.deletionTimestamp) {
+      this.#replicas.forget(goal.metadata.uid ?? '')
+      this.#checks.forget(goal.metadata.namespace ?? '', goal.metadata.name)
+      return letGo(cluster, regionalGoals, goal)
+    }
+    await addFinalizer(cluster, goal)
     // A copy: each step sees what the one before has found.
     let status: GoalStatus = { ...goal.status }
     let problem: ShoalError | undefined
@@ -135,18 +151,9 @@ export class GoalStateController {
     return { afterMs: busy ? (this.#options.tickMs ?? 1000) : idleMs }
   }
 
-  #held(goal: GoalState): string | undefined {
-    const wanted = this.#specTemplate(goal)
+  #held(goal: GoalState): Hold | undefined {
+    const wanted = this.#templates.wanted(goal)
     return wanted && this.#options.revisions.holdOf(goal, wanted.hash)
-  }
-
-  #specTemplate(goal: GoalState): Hashed | undefined {
-    const artifact = this.#artifact(goal, goal.spec.artifactRef.name)
-    return artifact && templateOf(artifact, goal.spec.activation)
-  }
-
-  #artifact(goal: GoalState, name: string): Artifact | undefined {
-    return this.#options.artifacts.get(`${goal.metadata.namespace}/${name}`)
   }
 
   /** Decides what machines shall run, and begins a rollout when that is something new. */
@@ -154,13 +161,17 @@ export class GoalStateController {
     const { revisions } = this.#options
     const conflict = conflictOf(goal, this.#options.goals.list())
     if (conflict) throw new Stalled('PlaceConflict', conflict)
-    const wanted = this.#specTemplate(goal)
+    const unreadable = goal.spec.rollout.freeze?.map(freezeProblem).find((problem) => problem !== undefined)
+    if (unreadable !== undefined) throw new Stalled('Invalid', unreadable)
+    const wanted = this.#templates.wanted(goal)
     if (!wanted) throw this.#waiting(goal, 'ArtifactNotFound', `there is no Artifact ${goal.spec.artifactRef.name}`)
-    const hold = revisions.holdOf(goal, wanted.hash)
-    const hash = hold === undefined ? wanted.hash : status.lastGood?.template
-    const paused = hold !== undefined && goal.spec.rollout.onFailure === 'Pause'
-    if (hash === undefined || hash === status.effective?.template || paused) return status
-    const rollback = hold !== undefined
+    const choice = chooseTemplate({
+      ...{ wanted: wanted.hash, status, onFailure: goal.spec.rollout.onFailure },
+      holdOf: (template) => revisions.holdOf(goal, template),
+      templateOf: (revision) => revisions.hashOf(goal, revision),
+    })
+    if (!choice) return status
+    const { template: hash, rollback } = choice
     const waves = rollback ? rollbackWaves : goal.spec.rollout.waves
     const regions = rollback ? (status.regionsInRollout ?? []) : this.#regions(goal)
     if (!rollback) await this.#requireReplicas(goal, regions)
@@ -189,7 +200,7 @@ export class GoalStateController {
   /** Nothing is propagated until every region of the rollout has the artifact. */
   async #requireReplicas(goal: GoalState, regions: string[]): Promise<void> {
     const name = goal.spec.artifactRef.name
-    const lacking = this.#replicas.lacking(this.#artifact(goal, name), regions)
+    const lacking = this.#replicas.lacking(this.#templates.artifact(goal, name), regions)
     if (lacking.length === 0) return
     await this.#options.requestReplication(goal.metadata.namespace ?? '', name)
     throw this.#waiting(goal, 'WaitingForArtifact', `${name} is not yet in ${lacking.join(', ')}`)
@@ -212,18 +223,25 @@ export class GoalStateController {
     const key = `${goal.metadata.namespace}/${goal.metadata.name}`
     const { regionalGoals } = this.#options
     const effective = before.effective
-    const wanted = effective && this.#effectiveTemplate(goal, effective.template)
+    const wanted = effective && this.#templates.of(goal, effective.template)
     if (!effective || !wanted) return { status: before, verdict: undefined }
     const regions = before.regionsInRollout ?? []
     const waves = before.rollback ? rollbackWaves : goal.spec.rollout.waves
-    const waveIndex = Math.min(before.waveIndex ?? 0, waves.length)
-    const halted = !before.rollback && this.#options.revisions.holdOf(goal, effective.template) !== undefined
-    const previous = this.#previous(goal, before)
+    const words = this.#options.revisions.wordsOn(goal, effective.revision)
+    const rollout = { ...goal.spec.rollout, waves }
+    const standing = progressOf(before, waves.length)
+    const view = { goal, status: before, words, checks: this.#checks, nowMs: this.#clock.now() }
+    const gates = gatesOf(view, standing)
+    const progress = enterWave(rollout, standing, gates)
+    const held = !before.rollback && this.#options.revisions.holdOf(goal, effective.template) !== undefined
+    const halted = held || gates.stopped !== undefined
+    const previous = this.#templates.previous(goal, before)
     const unseen: string[] = []
     for (const region of regions) {
       const mayRaise = await this.#mayRaise(goal, before, region)
-      const target = targetOf(waves, mayRaise ? waveIndex : -1, region)
-      if (!mayRaise && waves[waveIndex] && covers(waves[waveIndex], region)) unseen.push(region)
+      const target = targetOf(waves, mayRaise ? openWave(progress) : -1, region)
+      const wave = waves[progress.waveIndex]
+      if (!mayRaise && wave && covers(wave, region)) unseen.push(region)
       await regionalGoals.tell(goal, {
         region,
         namespace: goal.metadata.namespace ?? '',
@@ -245,25 +263,18 @@ export class GoalStateController {
     const now = this.#clock.monotonic()
     const sinceLast = now - (this.#steppedAt.get(key) ?? now)
     this.#steppedAt.set(key, now)
-    const progress = {
-      waveIndex,
-      soakedMs: before.soakedMs ?? 0,
-      progressedAtMs: Date.parse(before.progressedAt ?? new Date(this.#clock.now()).toISOString()),
-      reached: (before.fetched ?? 0) + (before.healthy ?? 0),
-    }
     const reports = reportsOf(effective.revision, regions, regionalGoals.of(goal))
     const elapsedMs = sinceLast > longestStepMs ? 0 : sinceLast
-    const view = { reports, unseen, nowMs: this.#clock.now(), elapsedMs }
-    const step = advance({ ...goal.spec.rollout, waves }, progress, view)
+    const step = advance(rollout, progress, { reports, unseen, elapsedMs, gates })
     const status: GoalStatus = {
       ...before,
       waveIndex: step.progress.waveIndex,
       wave: `${Math.min(step.progress.waveIndex + 1, waves.length)}/${waves.length}`,
+      waveOpen: step.progress.open,
       soakedMs: Math.round(step.progress.soakedMs),
-      progressedAt: new Date(step.progress.progressedAtMs).toISOString(),
+      waitedMs: Math.round(step.progress.waitedMs),
     }
-    if (step.verdict.is === 'Complete' && !halted)
-      return { status: this.#complete(goal, status), verdict: step.verdict }
+    if (step.verdict.is === 'Complete' && !held) return { status: this.#complete(goal, status), verdict: step.verdict }
     if (step.verdict.is === 'Failed') await this.#fail(goal, status, step.verdict.message)
     return { status, verdict: step.verdict }
   }
@@ -273,28 +284,11 @@ export class GoalStateController {
    * their copies when the rollout begins, while machines fetch.
    */
   async #mayRaise(goal: GoalState, { effective, rollback }: GoalStatus, region: string): Promise<boolean> {
-    const artifact = effective && this.#artifact(goal, effective.artifact)
+    const artifact = effective && this.#templates.artifact(goal, effective.artifact)
     if (!artifact || rollback) return true
     const told = this.#options.regionalGoals.in(goal, region)?.spec
     if (told?.revision === effective.revision && told.target !== '0') return true
     return this.#replicas.passes(goal.metadata.uid ?? '', effective.revision, { artifact, region })
-  }
-
-  #effectiveTemplate(goal: GoalState, hash: string): Hashed | undefined {
-    const kept = this.#options.revisions.templateOf(goal, hash) ?? specOf(goal)
-    const artifact = this.#artifact(goal, kept.artifactRef.name)
-    const found = artifact && templateOf(artifact, kept.activation)
-    return found?.hash === hash ? found : undefined
-  }
-
-  /** What machines keep on disk beside the effective template, to go back to. */
-  #previous(
-    goal: GoalState,
-    { lastGood, effective }: GoalStatus,
-  ): { template: Hashed['template']; templateHash: string } | undefined {
-    if (!lastGood || lastGood.template === effective?.template) return undefined
-    const found = this.#effectiveTemplate(goal, lastGood.template)
-    return found && { template: found.template, templateHash: found.hash }
   }
 
   #complete(goal: GoalState, status: GoalStatus): GoalStatus {
@@ -304,9 +298,11 @@ export class GoalStateController {
     this.#options.events.record(goal, 'Normal', 'RolledOut', note)
     const { template, revision, artifact } = effective
     const now = new Date(this.#clock.now()).toISOString()
+    const before = status.lastGood?.template === template ? status.goodBefore : status.lastGood
     return {
       ...status,
       lastGood: { template, revision, artifact },
+      ...(before && before.template !== template && { goodBefore: before }),
       history: endHistory(status, revision, 'Succeeded', now),
     }
   }
@@ -331,25 +327,4 @@ export class GoalStateController {
     this.#options.goals.remember(written)
     goal.status = GoalState.parse(written).status
   }
-
-  async #addFinalizer(goal: GoalState): Promise<void> {
-    const { name, namespace, finalizers = [] } = goal.metadata
-    if (finalizers.includes(finalizer)) return
-    const object = { metadata: { name, namespace, finalizers: [finalizer] } }
-    await this.#options.cluster.apply(GoalState, object, { fieldManager: `${fieldManager}-finalizer` })
-  }
-
-  /** Stops managing: regions are told no more, machines go on running what they run. */
-  async #release(goal: GoalState): Promise<undefined> {
-    const { cluster, regionalGoals } = this.#options
-    this.#replicas.forget(goal.metadata.uid ?? '')
-    for (const regional of regionalGoals.of(goal)) await regionalGoals.remove(regional)
-    const { name, namespace, finalizers = [] } = goal.metadata
-    if (!finalizers.includes(finalizer)) return
-    const rest = finalizers.filter((other) => other !== finalizer)
-    await cluster.patch(GoalState, { name, namespace }, { metadata: { finalizers: rest } })
-    return
-  }
 }
-
-const specOf = ({ spec }: GoalState) => ({ artifactRef: spec.artifactRef, activation: spec.activation })

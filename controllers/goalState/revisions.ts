@@ -1,7 +1,9 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Artifact } from '../../api/artifact.ts'
 import { type GoalState, GoalStateRevision } from '../../api/goalState.ts'
+import { engineName } from '../../rollout/effective.ts'
 import { hashTemplate, type Template } from '../../rollout/envelope.ts'
+import { say } from '../../rollout/words.ts'
 import { ApiError, type Cluster } from '../../runtime/cluster.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
 
@@ -13,6 +15,8 @@ export interface Hashed {
   template: Template
   hash: string
 }
+
+export type Hold = NonNullable<NonNullable<GoalStateRevision['status']>['hold']>
 
 /** The template of an activation and its artifact. */
 export function templateOf(artifact: Artifact, activation: GoalState['spec']['activation']): Hashed {
@@ -52,8 +56,17 @@ export class Revisions {
   }
 
   /** A hold on any revision of a template holds the template. */
-  holdOf(goal: GoalState, hash: string): string | undefined {
-    return this.of(goal).find((revision) => revision.spec.hash === hash && revision.status?.hold)?.status?.hold?.why
+  holdOf(goal: GoalState, hash: string): Hold | undefined {
+    return this.of(goal).find((revision) => revision.spec.hash === hash && revision.status?.hold)?.status?.hold
+  }
+
+  /** What people said of a revision. */
+  wordsOn(goal: GoalState, number: number): NonNullable<GoalStateRevision['status']> {
+    return this.of(goal).find(({ spec }) => spec.revision === number)?.status ?? {}
+  }
+
+  hashOf(goal: GoalState, number: number): string | undefined {
+    return this.of(goal).find(({ spec }) => spec.revision === number)?.spec.hash
   }
 
   templateOf(goal: GoalState, hash: string): RevisionTemplate | undefined {
@@ -88,13 +101,12 @@ export class Revisions {
 
   /** Holds a template: it is not made effective again until a person removes `status.hold`. */
   async putHold(goal: GoalState, hash: string, why: string, at: string): Promise<void> {
-    for (const { metadata } of this.of(goal).filter((revision) => revision.spec.hash === hash)) {
-      const object = {
-        metadata: { name: metadata.name, namespace: metadata.namespace },
-        status: { hold: { by: 'shoal', at, why } },
-      }
-      const options = { fieldManager: 'shoal-goalstate', subresource: 'status' as const }
-      this.#reflector.remember(await this.#cluster.apply(GoalStateRevision, object, options))
+    for (const revision of this.of(goal).filter((each) => each.spec.hash === hash)) {
+      const { namespace, name } = revision.metadata
+      const body = say(revision, { verb: 'Hold', by: engineName, at, why })
+      this.#reflector.remember(
+        await this.#cluster.patch(GoalStateRevision, { namespace, name, subresource: 'status' }, body),
+      )
     }
   }
 }

@@ -1,8 +1,10 @@
 import { type ShoalError, Stalled } from '../../api/errors.ts'
 import type { GoalState, MachineCounts } from '../../api/goalState.ts'
 import type { RegionalGoalState } from '../../api/regionalGoalState.ts'
-import type { RegionReport, Verdict } from '../../rollout/engine.ts'
+import { engineName } from '../../rollout/effective.ts'
+import type { Progress, RegionReport, Verdict } from '../../rollout/engine.ts'
 import { type Standing, standingConditions } from '../../runtime/conditions.ts'
+import type { Hold } from './revisions.ts'
 
 export type GoalStatus = NonNullable<GoalState['status']>
 type History = NonNullable<GoalStatus['history']>
@@ -27,6 +29,17 @@ export function reportsOf(revision: number, regions: string[], regionals: Region
   })
 }
 
+/** Where the rollout stands, by what its status says. */
+export function progressOf(status: GoalStatus, waves: number): Progress {
+  return {
+    waveIndex: Math.min(status.waveIndex ?? 0, waves),
+    open: status.waveOpen ?? false,
+    soakedMs: status.soakedMs ?? 0,
+    waitedMs: status.waitedMs ?? 0,
+    reached: (status.fetched ?? 0) + (status.healthy ?? 0),
+  }
+}
+
 const countsOf = (status: { [Name in keyof MachineCounts]?: number | undefined }): MachineCounts =>
   Object.fromEntries(countNames.map((name) => [name, status[name] ?? 0])) as MachineCounts
 
@@ -46,8 +59,9 @@ export function startRollout(
     effective: { ...effective, since: now },
     rollback,
     waveIndex: 0,
+    waveOpen: false,
     soakedMs: 0,
-    progressedAt: now,
+    waitedMs: 0,
     regionsInRollout: regions,
     ...Object.fromEntries(countNames.map((name) => [name, 0])),
     regions: [],
@@ -59,7 +73,9 @@ export function startRollout(
   }
 }
 
-export function endHistory(status: GoalStatus, revision: number, outcome: 'Succeeded' | 'Failed', at: string): History {
+type Outcome = History[number]['outcome']
+
+export function endHistory(status: GoalStatus, revision: number, outcome: Outcome, at: string): History {
   return (status.history ?? []).map((entry) => (entry.revision === revision ? { ...entry, outcome, at } : entry))
 }
 
@@ -67,8 +83,8 @@ interface View {
   status: GoalStatus
   verdict?: Verdict | undefined
   problem?: ShoalError | undefined
-  /** Why the template the spec names is held. */
-  held?: string | undefined
+  /** Of the template the spec names. */
+  held?: Hold | undefined
   regionals?: RegionalGoalState[]
   nowMs: number
 }
@@ -104,10 +120,11 @@ function standingOf({ status, verdict, problem, held }: View): Standing {
   const artifact = status.effective?.artifact ?? 'nothing'
   const progress = verdict ? verdict.message : 'the rollout begins'
   if (held !== undefined) {
+    const why = held.by === engineName ? held.why : `held by ${held.by}: ${held.why}`
     if (status.rollback && verdict?.is !== 'Complete')
-      return { is: 'Reconciling', reason: 'RollingBack', message: `${held}; going back to ${artifact}: ${progress}` }
+      return { is: 'Reconciling', reason: 'RollingBack', message: `${why}; going back to ${artifact}: ${progress}` }
     const now = status.rollback ? `gone back to ${artifact}` : 'halted, there is nothing to go back to'
-    return { is: 'Stalled', reason: 'RolloutFailed', message: `${held}; ${now}` }
+    return { is: 'Stalled', reason: held.by === engineName ? 'RolloutFailed' : 'Held', message: `${why}; ${now}` }
   }
   if (verdict?.is === 'Complete') return { is: 'Ready', reason: 'RolledOut', message: `${artifact} runs everywhere` }
   if (verdict?.is === 'Failed') return { is: 'Reconciling', reason: 'RolloutFailed', message: verdict.message }

@@ -1,5 +1,6 @@
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import { applyAdmission } from '../parts/admission.ts'
 import { type ApiServer, startApiServer } from '../parts/apiServer.ts'
 import { Authority } from '../parts/certificates.ts'
 import { applyCrds } from '../parts/crds.ts'
@@ -53,6 +54,7 @@ export async function startParts(options: PartsOptions, stack: AsyncDisposableSt
   const apiServer = async (name: string, own: boolean) => {
     const server = stack.use(await startApiServer({ dir: await folder(name), own }))
     await applyCrds(server)
+    if (name === 'api-hub') await applyAdmission(server)
     await grantRights(server)
     return server
   }
