@@ -51,7 +51,8 @@ function judge({ goal, progress, place, handOver }: Situation): Standing {
   const { activating, outcome, accepted, running, unhealthyForMs = 0 } = place ?? {}
   const ours = outcome?.goal === goalKey(goal) && outcome.revision === goal.revision ? outcome : undefined
   const grant = ours && { grantId: ours.id }
-  if (activating?.template === goal.templateHash) return { state: 'Activating', grantId: activating.id }
+  // also of what an earlier revision allowed: it is down meanwhile
+  if (activating) return { state: 'Activating', grantId: activating.id }
   if (running === goal.templateHash) return { state: 'Healthy', ...grant }
   if (handOver?.revision === goal.revision)
     return { state: 'Failed', grantId: handOver.grantId, reason: 'ActivationFailed', message: handOver.message }

@@ -7,6 +7,7 @@ export interface GoalAt {
   name: string
   revision: number
   templateHash: string
+  rollback: boolean
 }
 
 export interface Counted extends MachineCounts {
@@ -18,8 +19,12 @@ export interface Counted extends MachineCounts {
 
 /** A grant that was never reported is over when it was not begun by then, plus the time a report takes. */
 export const reportSlackMs = 15_000
-const isOpen = `(g.id IS NOT NULL AND NOT g.done AND
-  IF(g.begun, g.ends_at_ms, g.begin_by_ms + ${reportSlackMs}) > ${nowMs})`
+const open = (grant: 'g' | 'other') =>
+  `NOT ${grant}.done AND IF(${grant}.begun, ${grant}.ends_at_ms, ${grant}.begin_by_ms + ${reportSlackMs}) > ${nowMs}`
+const isOpen = `(g.id IS NOT NULL AND ${open('g')})`
+/** A machine may still act on what an earlier revision allowed it: it has not heard of this one yet. */
+const isOpenForAnother = `EXISTS (SELECT 1 FROM activation_grant other WHERE other.namespace = mg.namespace
+  AND other.name = mg.name AND other.machine = mg.machine AND ${open('other')})`
 /** Its time is over and the machine has not been heard since it was given: it may have failed in the middle. */
 const isLost = `(g.id IS NOT NULL AND NOT g.done AND NOT ${isOpen} AND m.last_seen_ms < g.begin_by_ms)`
 const hasFailed = `((mg.state IN ('Failed', 'RolledBack') AND mg.template = ? AND mg.revision = ?) OR ${isLost})`
@@ -32,10 +37,11 @@ const rows = `machine_goal mg
 
 /**
  * The machines a goal selects, by what they reported of it. `silentMs`: how long one must be silent to be unreachable.
+ * Who was lost in an activation is down, and costs budget; not in a rollback, which must not wait for it.
  * Indexes: PRIMARY of machine_goal and machine, by_machine of activation_grant.
  */
 export async function countMachines(sql: Sql, goal: GoalAt, silentMs: number): Promise<Counted> {
-  const { namespace, name, revision, templateHash } = goal
+  const { namespace, name, revision, templateHash, rollback } = goal
   const [row] = await sql.query<Record<keyof Counted, number | null>>(
     `SELECT COUNT(*) AS desired,
        SUM(mg.running <=> ? OR (mg.template = ? AND mg.state NOT IN ('Waiting', 'Fetching'))) AS fetched,
@@ -43,12 +49,13 @@ export async function countMachines(sql: Sql, goal: GoalAt, silentMs: number): P
        SUM(mg.running <=> ? AND mg.template = ? AND mg.state = 'Healthy' AND m.last_seen_ms > ${nowMs} - ?) AS healthy,
        SUM(${hasFailed}) AS failed,
        SUM(m.last_seen_ms <= ${nowMs} - ? AND NOT ${hasFailed}) AS unreachable,
-       SUM(${isOpen} OR mg.state IN ('Activating', 'Failed')) AS unavailable,
+       SUM(${isOpen} OR mg.state IN ('Activating', 'Failed') OR (NOT ? AND ${isLost}) OR ${isOpenForAnother})
+         AS unavailable,
        SUM(mg.running <=> ? OR ${isOpen}) AS updatedOrGranted
      FROM ${rows}`,
     [
       ...[templateHash, templateHash, templateHash, templateHash, templateHash, silentMs],
-      ...[templateHash, revision, silentMs, templateHash, revision, templateHash],
+      ...[templateHash, revision, silentMs, templateHash, revision, rollback, templateHash],
       ...[revision, namespace, name],
     ],
   )

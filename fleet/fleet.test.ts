@@ -218,6 +218,25 @@ test('no more machines are updated than the target says', async () => {
   assert.is(answers.flatMap(({ grants }) => grants).length, 2)
 })
 
+test('what an earlier revision allowed a machine holds budget until it has heard of the next', async () => {
+  const { database, replicas } = await startRegion()
+  const [{ url }] = replicas
+  const first = goal(1, { maxUnavailable: 1 })
+  const next = goal(2, { maxUnavailable: 1, template: web('./next') })
+  const [slow, other] = [await machine(database, 'slow'), await machine(database, 'other')]
+  for (const m of [slow, other]) await m.poll(url)
+  await say(replicas, first)
+  assert.is((await slow.poll(url, [report(first, { running: old })])).grants.length, 1)
+  await say(replicas, next)
+  const ask = async (m: TestMachine, more: Partial<GoalReport> = {}) =>
+    (await m.poll(url, [report(next, { running: old, ...more })])).grants.length
+  assert.is(await ask(other), 0, 'the slow one may begin any moment')
+  assert.is(await ask(slow, { state: 'Activating' }), 0)
+  assert.is(await ask(other), 0, 'and has begun')
+  assert.is(await ask(slow, { state: 'Fetching' }), 0)
+  assert.is(await ask(other), 1, 'it is over, and will not begin')
+})
+
 test('a machine that is granted and asks again gets the same grant', async () => {
   const { database, replicas } = await startRegion()
   const payload = goal(1)

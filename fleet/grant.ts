@@ -1,10 +1,10 @@
 import { randomBytes } from 'node:crypto'
 import type { Grant } from '../api/fleetApi.ts'
-import { durationMs, resolveCount } from '../api/meta.ts'
+import { durationMs } from '../api/meta.ts'
 import type { GoalPayload } from '../rollout/envelope.ts'
-import { targetCount } from '../rollout/plan.ts'
+import { mayActivate } from '../rollout/grant.ts'
 import type { Database, Sql } from '../runtime/sql.ts'
-import { type Counted, countMachines, reportSlackMs } from './counts.ts'
+import { countMachines, reportSlackMs } from './counts.ts'
 import { nowMs } from './machines.ts'
 
 export interface GrantOptions {
@@ -13,104 +13,176 @@ export interface GrantOptions {
   unreachableMs: number
 }
 
-/** Few machines say nothing about a share: until so many are updated, any failure halts. */
-const smallRollout = 50
+/** Machines of one transaction. */
+const maxBatch = 1000
+
+interface Asked {
+  machine: string
+  answer: (grant: Grant | undefined) => void
+  fail: (error: unknown) => void
+}
 
 /**
- * Permission for a machine to activate the goal's revision; undefined when it is not its turn. One transaction that
+ * Grants in batches: counting the machines of a goal takes as long for one that asks as for a thousand, and its row is
+ * locked meanwhile. Who asks while a batch is on its way is in the next.
+ */
+export class Granter {
+  readonly #database: Database
+  readonly #asked = new Map<string, Asked[]>()
+
+  constructor(database: Database) {
+    this.#database = database
+  }
+
+  /** As `grantActivations`, for one machine; `options` are asked for when its turn comes. */
+  ask(goal: GoalPayload, machine: string, options: () => GrantOptions): Promise<Grant | undefined> {
+    return new Promise((answer, fail) => {
+      const key = `${goal.namespace}/${goal.name}/${goal.sequence}`
+      const asked = this.#asked.get(key)
+      if (asked) {
+        asked.push({ machine, answer, fail })
+        return
+      }
+      this.#asked.set(key, [{ machine, answer, fail }])
+      void this.#serve(key, goal, options)
+    })
+  }
+
+  async #serve(key: string, goal: GoalPayload, options: () => GrantOptions): Promise<void> {
+    const asked = this.#asked.get(key) ?? []
+    while (asked.length > 0) {
+      const batch = asked.splice(0, maxBatch)
+      try {
+        const machines = batch.map(({ machine }) => machine)
+        const grants = await grantActivations(this.#database, goal, machines, options())
+        for (const { machine, answer } of batch) answer(grants.get(machine))
+      } catch (error) {
+        for (const { fail } of batch) fail(error)
+      }
+    }
+    this.#asked.delete(key)
+  }
+}
+
+/**
+ * Permission for machines to activate the goal's revision, for as many of them as it is the turn of. One transaction that
  * locks the goal's row, so any replica may run it: target, budget and halts are exact however many ask at once.
  */
-export async function grantActivation(
+export async function grantActivations(
   database: Database,
   goal: GoalPayload,
-  machine: string,
+  machines: string[],
   options: GrantOptions,
-): Promise<Grant | undefined> {
+): Promise<Map<string, Grant>> {
+  const grants = new Map<string, Grant>()
+  // The index that allowed it is no longer fresh.
+  if (options.beginWithinMs <= 0) return grants
   return database.transaction(
     async (sql) => {
       const { namespace, name, revision } = goal
-      const [row] = await sql.query<{ sequence: number; haltedRevision: number | null; withdrawn: number }>(
+      grants.clear()
+      const [row] = await sql.query<{
+        sequence: number
+        haltedRevision: number | null
+        withdrawn: number
+        nowMs: number
+      }>(
         // Index: PRIMARY.
-        `SELECT sequence, halted_revision AS haltedRevision, withdrawn FROM goal
+        `SELECT sequence, halted_revision AS haltedRevision, withdrawn, ${nowMs} AS nowMs FROM goal
          WHERE namespace = ? AND name = ? FOR UPDATE`,
         [namespace, name],
       )
       const current = row?.sequence === goal.sequence && !row.withdrawn && row.haltedRevision !== revision
-      if (!current || goal.halted) return undefined
-      const [own] = await sql.query<{ state: string; template: string; running: string | null }>(
-        'SELECT state, template, running FROM machine_goal WHERE namespace = ? AND name = ? AND machine = ?',
-        [namespace, name, machine],
-      )
-      const waits = own?.state === 'Fetched' && own.template === goal.templateHash && own.running !== goal.templateHash
-      if (!waits) return undefined
-      // It holds its budget already: asked again, the answer may have been lost. A longer time is not begun anew.
-      const before = await ownGrant(sql, goal, machine)
-      if (before?.open) return again(goal, before, options)
-      if (before) await sql.execute('DELETE FROM activation_grant WHERE id = ?', [before.id])
+      if (!current || goal.halted) return grants
+      const waiting = await waitingMachines(sql, goal, machines)
+      // Who holds a grant already may ask again, the answer may have been lost. A longer time is not begun anew.
+      const before = await grantsOf(sql, goal, [...waiting.keys()])
+      for (const { machine, open, ...grant } of before) {
+        if (!open) continue
+        waiting.delete(machine)
+        if (grant.leftMs > 0) grants.set(machine, again(goal, grant, options))
+      }
+      const over = before.filter(({ open }) => !open).map(({ id }) => id)
+      if (over.length > 0) await sql.execute('DELETE FROM activation_grant WHERE id IN (?)', [over])
+      if (waiting.size === 0) return grants
       const counts = await countMachines(sql, goal, options.unreachableMs)
-      if (await halts(sql, goal, counts)) return undefined
-      if (counts.updatedOrGranted >= targetCount(goal.target, counts.desired)) return undefined
-      // A machine that runs nothing can't be made less available.
-      const budget = Math.max(1, resolveCount(goal.maxUnavailable, counts.desired))
-      if (own.running !== null && counts.unavailable >= budget) return undefined
-      return insert(sql, goal, machine, options)
+      const given: [machine: string, Grant][] = []
+      for (const [machine, running] of waiting) {
+        // A machine that runs nothing can't be made less available.
+        const answer = mayActivate(goal, counts, { serves: running !== null })
+        if (answer === 'Halts') {
+          await sql.execute('UPDATE goal SET halted_revision = ? WHERE namespace = ? AND name = ?', [
+            ...[revision, namespace, name],
+          ])
+          return grants
+        }
+        if (answer === 'No') continue
+        counts.updatedOrGranted++
+        counts.unavailable++
+        given.push([machine, newGrant(goal, options)])
+      }
+      await insert(sql, goal, given, row.nowMs)
+      for (const [machine, grant] of given) grants.set(machine, grant)
+      return grants
     },
     { idempotent: true },
   )
 }
 
-/** The region halts a revision by itself when more machines failed than may. */
-async function halts(sql: Sql, goal: GoalPayload, { failed, updated, desired }: Counted): Promise<boolean> {
-  const allowed = updated < smallRollout ? 0 : resolveCount(goal.failureThreshold, desired)
-  if (failed <= allowed || goal.rollback) return false
-  await sql.execute('UPDATE goal SET halted_revision = ? WHERE namespace = ? AND name = ?', [
-    goal.revision,
-    goal.namespace,
-    goal.name,
-  ])
-  return true
-}
-
-/** An open grant given once more, sequence and time as they are now; none when its time to begin is over. */
-function again(
-  goal: GoalPayload,
-  before: { id: string; leftMs: number },
-  { beginWithinMs }: GrantOptions,
-): Grant | undefined {
-  if (before.leftMs <= 0) return undefined
-  const { namespace, name, sequence, revision, templateHash: template } = goal
-  return {
-    id: before.id,
-    namespace,
-    name,
-    sequence,
-    revision,
-    template,
-    beginWithinMs: Math.min(before.leftMs, beginWithinMs),
-  }
-}
-
-/** The grant this machine has of the revision already, whether or not it is still open. Index: by_machine. */
-async function ownGrant(sql: Sql, { namespace, name, revision }: GoalPayload, machine: string) {
-  const [row] = await sql.query<{ id: string; leftMs: number; open: number }>(
-    `SELECT id, begin_by_ms - ${nowMs} AS leftMs,
-       NOT done AND IF(begun, ends_at_ms, begin_by_ms + ${reportSlackMs}) > ${nowMs} AS open
-     FROM activation_grant WHERE namespace = ? AND name = ? AND machine = ? AND revision = ?`,
-    [namespace, name, machine, revision],
+/** Of these, those that have the release and don't run it, with what they run. Index: PRIMARY. */
+async function waitingMachines(sql: Sql, { namespace, name, templateHash }: GoalPayload, machines: string[]) {
+  const rows = await sql.query<{ machine: string; state: string; template: string; running: string | null }>(
+    `SELECT machine, state, template, running FROM machine_goal
+     WHERE namespace = ? AND name = ? AND machine IN (?)`,
+    [namespace, name, machines],
   )
-  return row
+  const waits = rows.filter(
+    ({ state, template, running }) => state === 'Fetched' && template === templateHash && running !== templateHash,
+  )
+  return new Map(waits.map(({ machine, running }) => [machine, running]))
 }
 
-async function insert(sql: Sql, goal: GoalPayload, machine: string, { beginWithinMs }: GrantOptions): Promise<Grant> {
-  const { namespace, name, sequence, revision, templateHash: template } = goal
-  const id = randomBytes(16).toString('hex')
+/** The grants these machines have of the revision already, whether or not still open. Index: by_machine. */
+async function grantsOf(sql: Sql, { namespace, name, revision }: GoalPayload, machines: string[]) {
+  if (machines.length === 0) return []
+  return sql.query<{ machine: string; id: string; leftMs: number; open: number }>(
+    `SELECT machine, id, begin_by_ms - ${nowMs} AS leftMs,
+       NOT done AND IF(begun, ends_at_ms, begin_by_ms + ${reportSlackMs}) > ${nowMs} AS open
+     FROM activation_grant WHERE namespace = ? AND name = ? AND machine IN (?) AND revision = ?`,
+    [namespace, name, machines, revision],
+  )
+}
+
+const newGrant = (goal: GoalPayload, { beginWithinMs }: GrantOptions): Grant => ({
+  id: randomBytes(16).toString('hex'),
+  ...identityOf(goal),
+  beginWithinMs,
+})
+
+/** An open grant given once more, sequence and time as they are now. */
+const again = (
+  goal: GoalPayload,
+  { id, leftMs }: { id: string; leftMs: number },
+  { beginWithinMs }: GrantOptions,
+): Grant => ({ id, ...identityOf(goal), beginWithinMs: Math.min(leftMs, beginWithinMs) })
+
+const identityOf = ({ namespace, name, sequence, revision, templateHash: template }: GoalPayload) => ({
+  ...{ namespace, name, sequence, revision, template },
+})
+
+async function insert(sql: Sql, goal: GoalPayload, given: [string, Grant][], grantedMs: number): Promise<void> {
+  if (given.length === 0) return
   const { deadline, stop } = goal.template.activation
   // Stopping, starting, and going back when that fails.
   const takesMs = 2 * durationMs(stop.timeout) + 2 * durationMs(deadline) + reportSlackMs
   await sql.execute(
     `INSERT INTO activation_grant (id, namespace, name, machine, sequence, revision, template, granted_at_ms, begin_by_ms,
-       ends_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ${nowMs}, ${nowMs} + ?, ${nowMs} + ?)`,
-    [id, namespace, name, machine, sequence, revision, template, beginWithinMs, beginWithinMs + takesMs],
+       ends_at_ms) VALUES ?`,
+    [
+      given.map(([machine, { id, namespace, name, sequence, revision, template, beginWithinMs }]) => [
+        ...[id, namespace, name, machine, sequence, revision, template],
+        ...[grantedMs, grantedMs + beginWithinMs, grantedMs + beginWithinMs + takesMs],
+      ]),
+    ],
   )
-  return { id, namespace, name, sequence, revision, template, beginWithinMs }
 }

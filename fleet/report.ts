@@ -30,6 +30,8 @@ export async function recordReports(database: Database, machine: string, reports
     // Of goals that don't select it a machine may say what it likes.
     if (!before) continue
     await endGrant(database, machine, report)
+    if (report.state !== 'Activating' && (before.revision !== report.revision || before.state === 'Activating'))
+      await endEarlierGrants(database, machine, report)
     const now: Reported = {
       namespace: report.namespace,
       name: report.name,
@@ -61,6 +63,16 @@ export async function recordReports(database: Database, machine: string, reports
       ],
     )
   }
+}
+
+/** It holds a later revision and activates nothing: what earlier ones allowed it is over. Index: by_machine. */
+async function endEarlierGrants(database: Database, machine: string, report: GoalReport): Promise<void> {
+  const { namespace, name, revision } = report
+  await database.execute(
+    `UPDATE activation_grant SET done = TRUE
+     WHERE namespace = ? AND name = ? AND machine = ? AND revision < ? AND NOT done`,
+    [namespace, name, machine, revision],
+  )
 }
 
 /** A grant that is begun holds its budget until it is reported how it ended. Index: PRIMARY. */

@@ -18,7 +18,7 @@ import type { Metrics } from '../runtime/metrics.ts'
 import { bearerToken, type Server } from '../runtime/server.ts'
 import type { Database } from '../runtime/sql.ts'
 import type { Goal, Goals } from './goals.ts'
-import { grantActivation } from './grant.ts'
+import { Granter } from './grant.ts'
 import type { HubIndex } from './hubIndex.ts'
 import { type Machine, noteMachine, publicKeyOf } from './machines.ts'
 import { recordReports } from './report.ts'
@@ -63,6 +63,7 @@ const forwarded = z.object({ machine: z.string(), announce: announceRequest })
 export function registerFleetRoutes(server: Server, options: FleetRoutesOptions): void {
   const { region, database, goals, index, swarms, holder, secret, metrics, random = Math.random } = options
   const descriptors = new Map<string, Promise<Uint8Array>>()
+  const granter = new Granter(database)
   const grants = metrics.counter('grants_total', 'Permissions to activate that were given.')
 
   server.post('/v1/agent/poll', async (request): Promise<PollAnswer> => {
@@ -97,13 +98,13 @@ export function registerFleetRoutes(server: Server, options: FleetRoutesOptions)
       )
       if (!waits || !index.fresh || !index.names(payload)) continue
       // Nothing begins later than the index that allows it is good for.
-      const beginWithinMs = Math.floor(Math.min(options.beginWithinMs, index.leftMs))
-      const grant = await grantActivation(database, payload, machine, {
-        beginWithinMs,
+      const beginWithinMs = () => Math.floor(Math.min(options.beginWithinMs, index.leftMs))
+      const grant = await granter.ask(payload, machine, () => ({
+        beginWithinMs: beginWithinMs(),
         unreachableMs: options.unreachableMs(),
-      })
+      }))
       if (!grant) continue
-      given.push({ ...grant, beginWithinMs: Math.min(grant.beginWithinMs, beginWithinMs) })
+      given.push({ ...grant, beginWithinMs: Math.min(grant.beginWithinMs, beginWithinMs()) })
       grants.inc()
     }
     return given

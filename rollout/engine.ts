@@ -1,5 +1,5 @@
 import type { MachineCounts, Rollout } from '../api/goalState.ts'
-import { durationMs, resolveCount } from '../api/meta.ts'
+import { durationMs, type IntOrPercent, resolveCount } from '../api/meta.ts'
 import { covers, targetCount, targetOf } from './plan.ts'
 
 /** Where a rollout stands; kept in the GoalState's status, so that any hub goes on from it. */
@@ -129,6 +129,14 @@ export function advance(
   }
 }
 
+/** How many machines may fail. */
+export function allowedFailures(
+  threshold: IntOrPercent,
+  { updated, desired }: { updated: number; desired: number },
+): number {
+  return updated < smallRollout ? 0 : resolveCount(threshold, desired)
+}
+
 /** Why the rollout must halt; undefined while failures are within the threshold. */
 function failureOf(
   { failureThreshold }: Pick<Rollout, 'failureThreshold'>,
@@ -137,7 +145,7 @@ function failureOf(
   const failed = sum(reports, (counts) => counts.failed)
   const updated = sum(reports, (counts) => counts.updated)
   const desired = sum(reports, (counts) => counts.desired)
-  const allowed = updated < smallRollout ? 0 : resolveCount(failureThreshold, desired)
+  const allowed = allowedFailures(failureThreshold, { updated, desired })
   if (failed > allowed) return `${failed} of ${desired} machines failed; ${allowed} may`
   const halted = reports.find((report) => report.halted)
   return halted && `region ${halted.region} halted on its own threshold`

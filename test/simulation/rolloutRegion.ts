@@ -1,0 +1,316 @@
+import type { MachineCounts } from '../../api/goalState.ts'
+import { type IntOrPercent, resolveCount } from '../../api/meta.ts'
+import type { Target } from '../../rollout/envelope.ts'
+import { mayActivate } from '../../rollout/grant.ts'
+import { targetCount } from '../../rollout/plan.ts'
+import type { Hub } from './rolloutSimulation.ts'
+
+const pollMs = 10_000
+const mirrorMs = 3000
+const indexLifetimeMs = 60_000
+const beginWithinMs = 60_000
+const unreachableMs = 60_000
+const reportSlackMs = 15_000
+const fetchMs = 20_000
+const activateMs = 15_000
+/** Stopping, starting, and going back. */
+const takesMs = 2 * activateMs + reportSlackMs
+
+/** What the hub tells a region. */
+export interface Order {
+  template: string
+  revision: number
+  previous: string | undefined
+  target: Target
+  rollback: boolean
+  halted: boolean
+  maxUnavailable: IntOrPercent
+  failureThreshold: IntOrPercent
+  sequence: number
+}
+
+export interface RegionStatus {
+  revision: number
+  sequence: number
+  counts: MachineCounts
+  halted: boolean
+}
+
+interface Grant {
+  id: number
+  revision: number
+  sequence: number
+  beginByMs: number
+  endsAtMs: number
+  begun: boolean
+  done: boolean
+}
+
+type State = 'Fetching' | 'Fetched' | 'Activating' | 'Healthy' | 'RolledBack'
+
+interface Report {
+  state: State
+  template: string
+  revision: number
+  running: string | undefined
+  grantId: number | undefined
+}
+
+/** A machine, and what the region's database knows of it. */
+interface Machine {
+  running: string | undefined
+  goal: Order | undefined
+  has: Map<string, number>
+  failedRevision: number
+  /** The last it activated. */
+  revision: number
+  activating: { template: string; revision: number; grantId: number; untilMs: number; lostPower: boolean } | undefined
+  /** A grant that came and was not begun yet; `receivedMs` by its own clock. */
+  waiting: { grant: Grant; receivedMs: number; beginAtMs: number } | undefined
+  lastGrant: number | undefined
+  downUntilMs: number
+  pollAtMs: number
+  row: { report: Report | undefined; seenMs: number }
+  grants: Grant[]
+}
+
+/** A region's fleet server and its machines; its rows outlive it. The decisions are rollout/'s own. */
+export class Region {
+  readonly name: string
+  readonly machines: Machine[]
+  #order: Order | undefined
+  #haltedRevision = 0
+  #indexIssuedAt = -1
+  #indexSequence = -1
+  #freshAtMs = Number.NEGATIVE_INFINITY
+  #downUntilMs = 0
+  #cutUntilMs = 0
+  #upSinceMs = 0
+  #mirrorAtMs = 0
+  #grantIds = 0
+  readonly #older: Order[] = []
+  readonly #late: { atMs: number; status: RegionStatus }[] = []
+  readonly #bad: ReadonlySet<string>
+  readonly #next: () => number
+  readonly #chance: (share: number) => boolean
+
+  constructor(o: {
+    name: string
+    machines: number
+    bad: ReadonlySet<string>
+    next: () => number
+    chance: (share: number) => boolean
+  }) {
+    this.name = o.name
+    this.#bad = o.bad
+    this.#next = o.next
+    this.#chance = o.chance
+    this.machines = Array.from({ length: o.machines }, () => ({
+      ...{ running: undefined, goal: undefined, has: new Map(), failedRevision: 0, revision: 0, activating: undefined },
+      ...{ waiting: undefined, lastGrant: undefined, downUntilMs: 0, pollAtMs: o.next() * pollMs },
+      ...{ row: { report: undefined, seenMs: Number.NEGATIVE_INFINITY }, grants: [] },
+    }))
+  }
+
+  step(nowMs: number, hub: Hub): void {
+    if (this.#chance(0.002)) {
+      // its memory is gone; its rows are not
+      this.#downUntilMs = nowMs + 1000 + this.#next() * 60_000
+      this.#freshAtMs = Number.NEGATIVE_INFINITY
+    }
+    if (this.#chance(0.002)) this.#cutUntilMs = nowMs + 1000 + this.#next() * 120_000
+    const up = nowMs >= this.#downUntilMs
+    if (!up) this.#upSinceMs = nowMs
+    if (up && nowMs >= this.#cutUntilMs && nowMs >= this.#mirrorAtMs) {
+      this.#mirrorAtMs = nowMs + mirrorMs * (0.5 + this.#next())
+      this.#mirror(nowMs, hub)
+    }
+    for (const machine of this.machines) this.#stepMachine(machine, nowMs, up, hub)
+    for (const late of this.#late.splice(0, this.#late.filter(({ atMs }) => atMs <= nowMs).length))
+      hub.reported.set(this.name, late.status)
+  }
+
+  #mirror(nowMs: number, hub: Hub): void {
+    const told = hub.told.get(this.name)
+    // an old word may be said again
+    const heard = this.#chance(0.05) ? this.#older[Math.floor(this.#next() * this.#older.length)] : told
+    if (told && this.#older.at(-1) !== told) this.#older.push(told)
+    if (heard && heard.sequence > (this.#order?.sequence ?? 0)) this.#order = heard
+    const { index } = hub
+    if (index && index.issuedAt > this.#indexIssuedAt) {
+      this.#indexIssuedAt = index.issuedAt
+      this.#indexSequence = index.sequences.get(this.name) ?? -1
+      this.#freshAtMs = nowMs
+    }
+    if (!this.#order || this.#chance(0.1)) return
+    const { revision, sequence } = this.#order
+    const { desired, fetched, updated, healthy, failed, unreachable } = this.#count(nowMs)
+    const counts = { desired, fetched, updated, healthy, failed, unreachable }
+    const status = { revision, sequence, counts, halted: this.#haltedRevision === revision }
+    // in order, as writes of one object are
+    const lateMs = Math.max(this.#late.at(-1)?.atMs ?? 0, nowMs + (this.#chance(0.1) ? this.#next() * 20_000 : 0))
+    this.#late.push({ atMs: lateMs, status })
+  }
+
+  #stepMachine(machine: Machine, nowMs: number, serverUp: boolean, hub: Hub): void {
+    if (nowMs < machine.downUntilMs) return
+    if (this.#chance(0.0005)) {
+      machine.downUntilMs = nowMs + this.#next() * 300_000
+      if (machine.activating) machine.activating.lostPower = true
+      return
+    }
+    const { activating, waiting } = machine
+    if (activating && nowMs >= activating.untilMs) {
+      if (this.#bad.has(activating.template)) machine.failedRevision = activating.revision
+      else machine.running = activating.template
+      machine.activating = undefined
+    }
+    if (waiting && nowMs >= waiting.beginAtMs) {
+      machine.waiting = undefined
+      this.#begin(machine, waiting, nowMs, hub)
+    }
+    if (nowMs < machine.pollAtMs) return
+    machine.pollAtMs = nowMs + pollMs * (0.8 + 0.4 * this.#next())
+    if (!serverUp || this.#chance(0.02)) return
+    // said twice, or answered to nobody
+    if (this.#chance(0.02)) this.#poll(machine, nowMs)
+    const answer = this.#poll(machine, nowMs)
+    if (!answer || this.#chance(0.02)) return
+    const { order, grant } = answer
+    if (order.sequence >= (machine.goal?.sequence ?? 0)) machine.goal = order
+    if (!machine.has.has(order.template)) machine.has.set(order.template, nowMs + fetchMs * (0.5 + this.#next()))
+    // frozen in between, it goes on with what it heard
+    const pauseMs = this.#chance(0.02) ? this.#next() * 120_000 : this.#next() * 1000
+    if (grant) machine.waiting = { grant, receivedMs: nowMs, beginAtMs: nowMs + pauseMs }
+  }
+
+  /** As agent/activate's refuseGrant. */
+  #begin(machine: Machine, { grant, receivedMs }: NonNullable<Machine['waiting']>, nowMs: number, hub: Hub): void {
+    const { goal } = machine
+    if (!goal || goal.sequence !== grant.sequence || goal.revision !== grant.revision || goal.halted) return
+    if (nowMs - receivedMs >= grant.beginByMs - receivedMs || machine.activating) return
+    if (goal.revision < machine.revision)
+      throw new Error(`${this.name}: revision ${goal.revision} after ${machine.revision}`)
+    const stoppedMs = nowMs - hub.stoppedAt(goal.revision)
+    if (stoppedMs > indexLifetimeMs + beginWithinMs + mirrorMs * 2)
+      throw new Error(`${this.name}: revision ${goal.revision} begun ${stoppedMs} ms after it was stopped`)
+    machine.revision = goal.revision
+    machine.lastGrant = grant.id
+    const untilMs = nowMs + activateMs * (0.5 + this.#next())
+    machine.activating = {
+      template: goal.template,
+      revision: goal.revision,
+      grantId: grant.id,
+      untilMs,
+      lostPower: false,
+    }
+    this.#checkTarget(goal)
+  }
+
+  #poll(machine: Machine, nowMs: number): { order: Order; grant: Grant | undefined } | undefined {
+    const order = this.#order
+    machine.row = { report: this.#reportOf(machine, nowMs), seenMs: nowMs }
+    const { report } = machine.row
+    for (const grant of machine.grants) {
+      if (report && report.state !== 'Activating' && grant.revision < report.revision) grant.done = true
+      if (grant.id !== report?.grantId) continue
+      grant.begun = true
+      if (report.state === 'Healthy' || report.state === 'RolledBack') grant.done = true
+    }
+    if (!order) return undefined
+    return { order, grant: this.#grant(machine, order, nowMs) }
+  }
+
+  #reportOf({ goal, has, running, activating, failedRevision, lastGrant }: Machine, nowMs: number): Report | undefined {
+    if (!goal) return undefined
+    const { template, revision } = goal
+    const fetched = (has.get(template) ?? Number.POSITIVE_INFINITY) <= nowMs
+    const settled = running === template ? 'Healthy' : fetched ? 'Fetched' : 'Fetching'
+    const state = activating ? 'Activating' : failedRevision === revision ? 'RolledBack' : settled
+    return { state, template, revision, running, grantId: lastGrant }
+  }
+
+  /** As fleet/grant: one transaction over the rows. */
+  #grant(machine: Machine, order: Order, nowMs: number): Grant | undefined {
+    const fresh = nowMs - this.#freshAtMs < indexLifetimeMs && this.#indexSequence === order.sequence
+    const { report } = machine.row
+    if (!fresh || !report || order.halted || this.#haltedRevision === order.revision) return undefined
+    if (report.state !== 'Fetched' || report.template !== order.template || report.running === order.template)
+      return undefined
+    const before = machine.grants.find((grant) => grant.revision === order.revision)
+    const withinMs = Math.min(beginWithinMs, indexLifetimeMs - (nowMs - this.#freshAtMs))
+    if (before && isOpen(before, nowMs))
+      return before.beginByMs > nowMs ? { ...before, sequence: order.sequence } : undefined
+    machine.grants = machine.grants.filter((grant) => grant !== before)
+    const answer = mayActivate(order, this.#count(nowMs), { serves: report.running !== undefined })
+    if (answer === 'Halts') this.#haltedRevision = order.revision
+    if (answer !== 'Yes') return undefined
+    const grant = {
+      ...{ id: ++this.#grantIds, revision: order.revision, sequence: order.sequence, begun: false, done: false },
+      ...{ beginByMs: nowMs + withinMs, endsAtMs: nowMs + withinMs + takesMs },
+    }
+    machine.grants.push(grant)
+    return grant
+  }
+
+  /** As fleet/counts. */
+  #count(nowMs: number) {
+    const order = this.#order
+    const silentMs = nowMs - this.#upSinceMs > unreachableMs ? unreachableMs : Number.POSITIVE_INFINITY
+    const counts = { desired: 0, fetched: 0, updated: 0, healthy: 0, failed: 0, unreachable: 0 }
+    const all = { ...counts, unavailable: 0, updatedOrGranted: 0 }
+    for (const { row, grants } of this.machines) {
+      const { report, seenMs } = row
+      if (!order || seenMs === Number.NEGATIVE_INFINITY) continue
+      all.desired++
+      const runs = report?.running === order.template
+      const own = grants.find((grant) => grant.revision === order.revision)
+      const open = grants.some((grant) => isOpen(grant, nowMs))
+      const lost = own && !own.done && !isOpen(own, nowMs) && seenMs < own.beginByMs
+      const failed = (report?.state === 'RolledBack' && report.revision === order.revision) || lost
+      if (runs || (report?.template === order.template && report.state !== 'Fetching')) all.fetched++
+      if (runs) all.updated++
+      if (runs && report?.state === 'Healthy' && report.template === order.template && nowMs - seenMs < silentMs)
+        all.healthy++
+      if (failed) all.failed++
+      else if (nowMs - seenMs >= silentMs) all.unreachable++
+      if (open || report?.state === 'Activating' || (lost && !order.rollback)) all.unavailable++
+      if (runs || (own && isOpen(own, nowMs))) all.updatedOrGranted++
+    }
+    return all
+  }
+
+  #checkTarget(goal: Order): void {
+    const desired = this.machines.length
+    const moved = this.machines.filter(
+      ({ running, activating }) => running === goal.template || activating?.template === goal.template,
+    ).length
+    if (moved > targetCount(goal.target, desired))
+      throw new Error(`${this.name}: ${moved} machines moved, the target is ${JSON.stringify(goal.target)}`)
+  }
+
+  /** What must hold at any time. */
+  check(_nowMs: number, hub: Hub): void {
+    // who loses its power is down, but not by what we do
+    const down = this.machines.filter(
+      ({ running, activating }) => activating && !activating.lostPower && running !== undefined,
+    ).length
+    const budget = Math.max(1, resolveCount(hub.rollout.maxUnavailable, this.machines.length))
+    if (down > budget) throw new Error(`${this.name}: ${down} machines are down at once, ${budget} may`)
+  }
+
+  /** Every machine, as far as it is up. */
+  runs(template: string): boolean {
+    return this.machines.every(({ running, activating }) => running === template && !activating)
+  }
+
+  show(): string {
+    const of = this.machines.map(
+      ({ running, activating, goal }) => `${running}${activating ? '>' : ''}@${goal?.revision}`,
+    )
+    return `${this.name} ${JSON.stringify(this.#order)} halted ${this.#haltedRevision}: ${of.join(' ')}`
+  }
+}
+
+const isOpen = (grant: Grant, nowMs: number): boolean =>
+  !grant.done && (grant.begun ? grant.endsAtMs : grant.beginByMs + reportSlackMs) > nowMs

@@ -1,0 +1,250 @@
+import type { GoalState } from '../../api/goalState.ts'
+import { endHistory, type GoalStatus, progressOf, startRollout } from '../../controllers/goalState/status.ts'
+import { type Choice, chooseTemplate, engineName } from '../../rollout/effective.ts'
+import { advance, enterWave, type Gates, openWave } from '../../rollout/engine.ts'
+import { rollbackWaves, targetOf } from '../../rollout/plan.ts'
+import { type Order, Region, type RegionStatus } from './rolloutRegion.ts'
+import { random } from './xorshift.ts'
+
+const tickMs = 1000
+const stepGapMs = 10_000
+const indexEveryMs = 20_000
+/** The least time in which all of it comes right once nothing is wrong any more. */
+const settleMs = 1_800_000
+
+type Rollout = GoalState['spec']['rollout']
+
+export interface RolloutWorld {
+  seed: number
+  regions: number
+  machines: number
+  rollout: Rollout
+  /** Templates that don't become healthy. */
+  bad: ReadonlySet<string>
+  /** What people say, and when, ms. */
+  wishes: { atMs: number; do: (hub: Hub) => void }[]
+  /** Until then things crash, freeze, are cut off, lost and repeated. */
+  faultsMs: number
+}
+
+/** A hub died in the middle of something. */
+class Died extends Error {}
+
+/** The hub: what it has written down outlives it. */
+export class Hub {
+  readonly names: string[]
+  wanted = 'a'
+  rollout: Rollout
+  status: GoalStatus = {}
+  readonly holds = new Map<string, { by: string; to?: number }>()
+  readonly paused = new Set<number>()
+  readonly approved = new Map<number, Set<number>>()
+  readonly revisions: string[] = []
+  readonly told = new Map<string, Order>()
+  readonly reported = new Map<string, RegionStatus>()
+  index: { issuedAt: number; sequences: Map<string, number> } | undefined
+  /** When each wave of a revision was opened, for the checks. */
+  readonly opened: { revision: number; wave: number; atMs: number; soakMs: number }[] = []
+  #sequence = 0
+  #downUntilMs = 0
+  #steppedMs: number | undefined
+  #stopped: { revision: number; atMs: number } | undefined
+  readonly #dies: () => boolean
+
+  constructor(o: { names: string[]; rollout: Rollout; dies: () => boolean }) {
+    this.names = o.names
+    this.rollout = o.rollout
+    this.#dies = o.dies
+  }
+
+  get effective() {
+    return this.status.effective
+  }
+
+  /** Since when every region is told that nothing of this revision begins; never: infinitely late. */
+  stoppedAt(revision: number): number {
+    return this.#stopped?.revision === revision ? this.#stopped.atMs : Number.POSITIVE_INFINITY
+  }
+
+  step(nowMs: number, downMs: () => number): void {
+    if (nowMs < this.#downUntilMs) return
+    try {
+      this.#writeIndex(nowMs)
+      this.#reconcile(nowMs)
+    } catch (error) {
+      if (!(error instanceof Died)) throw error
+      this.#steppedMs = undefined
+      this.#downUntilMs = nowMs + downMs()
+    }
+  }
+
+  choice(): Choice | undefined {
+    return chooseTemplate({
+      ...{ wanted: this.wanted, status: this.status, onFailure: this.rollout.onFailure },
+      holdOf: (template) => this.holds.get(template),
+      templateOf: (revision) => this.revisions[revision - 1],
+    })
+  }
+
+  #mayDie(): void {
+    if (this.#dies()) throw new Died()
+  }
+
+  #writeIndex(nowMs: number): void {
+    if (this.index && nowMs - this.index.issuedAt < indexEveryMs && !this.#indexIsOld()) return
+    this.index = {
+      issuedAt: nowMs,
+      sequences: new Map([...this.told].map(([region, { sequence }]) => [region, sequence])),
+    }
+  }
+
+  #indexIsOld(): boolean {
+    return [...this.told].some(([region, { sequence }]) => this.index?.sequences.get(region) !== sequence)
+  }
+
+  /** As controllers/goalState does, in the same order. */
+  #reconcile(nowMs: number): void {
+    const choice = this.choice()
+    if (choice) {
+      if (this.revisions.at(-1) !== choice.template || this.effective?.revision === this.revisions.length)
+        this.revisions.push(choice.template)
+      this.#mayDie()
+      const effective = { template: choice.template, artifact: choice.template, revision: this.revisions.length }
+      this.status = startRollout(this.status, { effective, rollback: choice.rollback, regions: this.names, nowMs })
+      this.#mayDie()
+    }
+    const { effective, rollback = false } = this.status
+    if (!effective) return
+    const waves = rollback ? rollbackWaves : this.rollout.waves
+    const rollout = { ...this.rollout, waves }
+    const gates: Gates = {
+      approved: this.approved.get(effective.revision) ?? new Set(),
+      promoted: new Set(),
+      stopped: this.paused.has(effective.revision) ? { is: 'Paused', message: '' } : undefined,
+    }
+    const standing = progressOf(this.status, waves.length)
+    const progress = enterWave(rollout, standing, gates)
+    const held = !rollback && this.holds.has(effective.template)
+    const good = [this.status.lastGood, this.status.goodBefore].find(
+      (each) => each && each.template !== effective.template,
+    )
+    for (const region of this.names) {
+      const order = {
+        ...{ template: effective.template, revision: effective.revision, previous: good?.template },
+        ...{ target: targetOf(waves, openWave(progress), region), rollback, halted: held || Boolean(gates.stopped) },
+        ...{ maxUnavailable: this.rollout.maxUnavailable, failureThreshold: this.rollout.failureThreshold },
+      }
+      const before = this.told.get(region)
+      if (before && JSON.stringify({ ...order, sequence: before.sequence }) === JSON.stringify(before)) continue
+      this.#sequence = Math.max(this.#sequence + 1, nowMs)
+      this.told.set(region, { ...order, sequence: this.#sequence })
+      this.#mayDie()
+    }
+    const stopped = held || gates.stopped !== undefined
+    if (!stopped) this.#stopped = undefined
+    else if (this.#stopped?.revision !== effective.revision)
+      this.#stopped = { revision: effective.revision, atMs: nowMs }
+    const reports = this.names.map((region) => {
+      const report = this.reported.get(region)
+      const current = report?.revision === effective.revision
+      return {
+        region,
+        counts: current ? report.counts : undefined,
+        fresh: current && report.sequence >= (this.told.get(region)?.sequence ?? Number.POSITIVE_INFINITY),
+        halted: current && report.halted,
+      }
+    })
+    const sinceMs = nowMs - (this.#steppedMs ?? nowMs)
+    this.#steppedMs = nowMs
+    const elapsedMs = sinceMs > stepGapMs ? 0 : sinceMs
+    const step = advance(rollout, progress, { reports, elapsedMs, gates })
+    this.#mayDie()
+    const total = (name: 'fetched' | 'healthy') => reports.reduce((sum, { counts }) => sum + (counts?.[name] ?? 0), 0)
+    const opened = openWave(step.progress)
+    if (opened > openWave(standing) && waves[opened])
+      this.opened.push({
+        ...{ revision: effective.revision, wave: opened, atMs: nowMs },
+        soakMs: msOf(waves[opened].soak),
+      })
+    this.status = {
+      ...this.status,
+      ...{ waveIndex: step.progress.waveIndex, waveOpen: step.progress.open },
+      ...{ soakedMs: step.progress.soakedMs, waitedMs: step.progress.waitedMs },
+      ...{ fetched: total('fetched'), healthy: total('healthy') },
+    }
+    const at = new Date(nowMs).toISOString()
+    if (step.verdict.is === 'Complete' && !held && this.status.lastGood?.revision !== effective.revision) {
+      const { lastGood } = this.status
+      const before = lastGood?.template === effective.template ? this.status.goodBefore : lastGood
+      this.status = {
+        ...this.status,
+        lastGood: effective,
+        ...(before && before.template !== effective.template && { goodBefore: before }),
+        history: endHistory(this.status, effective.revision, 'Succeeded', at),
+      }
+    }
+    if (step.verdict.is === 'Failed' && !rollback && !held) {
+      this.holds.set(effective.template, { by: engineName })
+      this.#mayDie()
+      this.status = { ...this.status, history: endHistory(this.status, effective.revision, 'Failed', at) }
+    }
+  }
+}
+
+const msOf = (duration: string): number =>
+  Number(/\d+/.exec(duration)?.[0] ?? 0) * (duration.endsWith('m') ? 60_000 : 1000)
+
+export interface RolloutResult {
+  /** From the end of the faults until all is as it should be. */
+  settledMs: number
+  hub: Hub
+  regions: Region[]
+}
+
+/** @throws Error when something happens that must not, or it does not come right. */
+export function simulateRollout(world: RolloutWorld): RolloutResult {
+  const next = random(world.seed)
+  const faulty = { on: true }
+  const chance = (share: number) => faulty.on && next() < share
+  const names = Array.from({ length: world.regions }, (_, index) => `r${index}`)
+  const hub = new Hub({ names, rollout: world.rollout, dies: () => chance(0.01) })
+  const regions = names.map((name) => new Region({ name, machines: world.machines, bad: world.bad, next, chance }))
+  const wishes = [...world.wishes]
+  for (let nowMs = 0; ; nowMs += tickMs) {
+    faulty.on = nowMs < world.faultsMs
+    for (const wish of wishes.splice(0, wishes.filter(({ atMs }) => atMs <= nowMs).length)) wish.do(hub)
+    hub.step(nowMs, () => 2000 + next() * 60_000)
+    for (const region of regions) {
+      region.step(nowMs, hub)
+      region.check(nowMs, hub)
+    }
+    checkWaves(hub)
+    const settled = nowMs >= world.faultsMs && wishes.length === 0 && isSettled(hub, regions)
+    if (settled) return { settledMs: nowMs - world.faultsMs, hub, regions }
+    if (nowMs > world.faultsMs + settleMs)
+      throw new Error(
+        `it does not come right: ${JSON.stringify(hub.status)} ${regions.map((region) => region.show()).join('; ')}`,
+      )
+  }
+}
+
+/** No wave begins before the one before it has soaked. */
+function checkWaves(hub: Hub): void {
+  const last = hub.opened.at(-1)
+  const before = hub.opened.at(-2)
+  if (!last || !before || last.revision !== before.revision) return
+  if (last.atMs - before.atMs < before.soakMs)
+    throw new Error(`wave ${last.wave} began ${last.atMs - before.atMs} ms after the one before`)
+}
+
+function isSettled(hub: Hub, regions: Region[]): boolean {
+  const { effective, lastGood } = hub.status
+  if (!effective || hub.paused.has(effective.revision) || hub.choice()) return false
+  // what is held and has nothing to go back to stays halted
+  if (hub.holds.has(effective.template) && !hub.status.rollback) return true
+  return (
+    lastGood?.revision === effective.revision &&
+    (effective.template === hub.wanted || hub.holds.has(hub.wanted)) &&
+    regions.every((region) => region.runs(effective.template))
+  )
+}
