@@ -11,10 +11,6 @@ const indexLifetimeMs = 60_000
 const beginWithinMs = 60_000
 const unreachableMs = 60_000
 const reportSlackMs = 15_000
-const fetchMs = 20_000
-const activateMs = 15_000
-/** Stopping, starting, and going back. */
-const takesMs = 2 * activateMs + reportSlackMs
 
 /** What the hub tells a region. */
 export interface Order {
@@ -91,6 +87,10 @@ export class Region {
   readonly #older: Order[] = []
   readonly #late: { atMs: number; status: RegionStatus }[] = []
   readonly #bad: ReadonlySet<string>
+  readonly #fetchMs: number
+  readonly #checks: boolean
+  readonly #activateMs: number
+  #counted: { atMs: number; counts: ReturnType<Region['countNow']> } | undefined
   readonly #next: () => number
   readonly #chance: (share: number) => boolean
 
@@ -100,8 +100,14 @@ export class Region {
     bad: ReadonlySet<string>
     next: () => number
     chance: (share: number) => boolean
+    /** What fetching and activating takes, half as long to half as long again. */
+    fetchMs: number
+    activateMs: number
   }) {
     this.name = o.name
+    this.#fetchMs = o.fetchMs
+    this.#checks = o.machines <= 100
+    this.#activateMs = o.activateMs
     this.#bad = o.bad
     this.#next = o.next
     this.#chance = o.chance
@@ -164,6 +170,8 @@ export class Region {
       if (this.#bad.has(activating.template)) machine.failedRevision = activating.revision
       else machine.running = activating.template
       machine.activating = undefined
+      // news is told at once
+      machine.pollAtMs = nowMs
     }
     if (waiting && nowMs >= waiting.beginAtMs) {
       machine.waiting = undefined
@@ -178,7 +186,9 @@ export class Region {
     if (!answer || this.#chance(0.02)) return
     const { order, grant } = answer
     if (order.sequence >= (machine.goal?.sequence ?? 0)) machine.goal = order
-    if (!machine.has.has(order.template)) machine.has.set(order.template, nowMs + fetchMs * (0.5 + this.#next()))
+    const fetchedMs = machine.has.get(order.template) ?? nowMs + this.#fetchMs * (0.5 + this.#next())
+    machine.has.set(order.template, fetchedMs)
+    if (fetchedMs > nowMs) machine.pollAtMs = Math.min(machine.pollAtMs, fetchedMs)
     // frozen in between, it goes on with what it heard
     const pauseMs = this.#chance(0.02) ? this.#next() * 120_000 : this.#next() * 1000
     if (grant) machine.waiting = { grant, receivedMs: nowMs, beginAtMs: nowMs + pauseMs }
@@ -196,7 +206,7 @@ export class Region {
       throw new Error(`${this.name}: revision ${goal.revision} begun ${stoppedMs} ms after it was stopped`)
     machine.revision = goal.revision
     machine.lastGrant = grant.id
-    const untilMs = nowMs + activateMs * (0.5 + this.#next())
+    const untilMs = nowMs + this.#activateMs * (0.5 + this.#next())
     machine.activating = {
       template: goal.template,
       revision: goal.revision,
@@ -204,7 +214,7 @@ export class Region {
       untilMs,
       lostPower: false,
     }
-    this.#checkTarget(goal)
+    if (this.#checks) this.#checkTarget(goal)
   }
 
   #poll(machine: Machine, nowMs: number): { order: Order; grant: Grant | undefined } | undefined {
@@ -242,19 +252,28 @@ export class Region {
     if (before && isOpen(before, nowMs))
       return before.beginByMs > nowMs ? { ...before, sequence: order.sequence } : undefined
     machine.grants = machine.grants.filter((grant) => grant !== before)
-    const answer = mayActivate(order, this.#count(nowMs), { serves: report.running !== undefined })
+    const counts = this.#count(nowMs)
+    const answer = mayActivate(order, counts, { serves: report.running !== undefined })
     if (answer === 'Halts') this.#haltedRevision = order.revision
     if (answer !== 'Yes') return undefined
+    counts.unavailable++
+    counts.updatedOrGranted++
     const grant = {
       ...{ id: ++this.#grantIds, revision: order.revision, sequence: order.sequence, begun: false, done: false },
-      ...{ beginByMs: nowMs + withinMs, endsAtMs: nowMs + withinMs + takesMs },
+      ...{ beginByMs: nowMs + withinMs, endsAtMs: nowMs + withinMs + 2 * this.#activateMs + reportSlackMs },
     }
     machine.grants.push(grant)
     return grant
   }
 
-  /** As fleet/counts. */
+  /** Once a tick, as a batch of grants counts once; what is granted since is counted by who grants it. */
   #count(nowMs: number) {
+    if (this.#counted?.atMs !== nowMs) this.#counted = { atMs: nowMs, counts: this.countNow(nowMs) }
+    return this.#counted.counts
+  }
+
+  /** As fleet/counts. */
+  countNow(nowMs: number) {
     const order = this.#order
     const silentMs = nowMs - this.#upSinceMs > unreachableMs ? unreachableMs : Number.POSITIVE_INFINITY
     const counts = { desired: 0, fetched: 0, updated: 0, healthy: 0, failed: 0, unreachable: 0 }

@@ -25,6 +25,9 @@ export interface RolloutWorld {
   wishes: { atMs: number; do: (hub: Hub) => void }[]
   /** Until then things crash, freeze, are cut off, lost and repeated. */
   faultsMs: number
+  fetchMs?: number
+  activateMs?: number
+  onTick?: (nowMs: number, hub: Hub, regions: Region[]) => void
 }
 
 /** A hub died in the middle of something. */
@@ -208,7 +211,8 @@ export function simulateRollout(world: RolloutWorld): RolloutResult {
   const chance = (share: number) => faulty.on && next() < share
   const names = Array.from({ length: world.regions }, (_, index) => `r${index}`)
   const hub = new Hub({ names, rollout: world.rollout, dies: () => chance(0.01) })
-  const regions = names.map((name) => new Region({ name, machines: world.machines, bad: world.bad, next, chance }))
+  const { machines, bad, fetchMs = 20_000, activateMs = 15_000 } = world
+  const regions = names.map((name) => new Region({ name, machines, bad, next, chance, fetchMs, activateMs }))
   const wishes = [...world.wishes]
   for (let nowMs = 0; ; nowMs += tickMs) {
     faulty.on = nowMs < world.faultsMs
@@ -219,6 +223,7 @@ export function simulateRollout(world: RolloutWorld): RolloutResult {
       region.check(nowMs, hub)
     }
     checkWaves(hub)
+    world.onTick?.(nowMs, hub, regions)
     const settled = nowMs >= world.faultsMs && wishes.length === 0 && isSettled(hub, regions)
     if (settled) return { settledMs: nowMs - world.faultsMs, hub, regions }
     if (nowMs > world.faultsMs + settleMs)
