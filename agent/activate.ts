@@ -29,9 +29,12 @@ export function resolveRun(o: {
       if (value === undefined) throw new Stalled('ActivationFailed', `the machine has no variable ${name}`)
       return value
     })
-  const { http } = activation.health
-  const port = Number(expand(String(http?.port ?? '1')))
-  if (!(port >= 1 && port <= 65_535)) throw new Stalled('ActivationFailed', `${http?.port} is not a port`)
+  const portOf = (given: string | number) => {
+    const port = Number(expand(String(given)))
+    if (port >= 1 && port <= 65_535) return port
+    throw new Stalled('ActivationFailed', `${given} is not a port`)
+  }
+  const { http, tcp, exec } = activation.health
   const env = Object.fromEntries(activation.env.map(({ name, value }) => [name, expand(value)]))
   return {
     template: o.templateHash,
@@ -41,7 +44,9 @@ export function resolveRun(o: {
     ...(activation.envFile !== undefined && { envFile: activation.envFile }),
     ...(activation.user !== undefined && { user: activation.user }),
     stop: { signal: activation.stop.signal as NodeJS.Signals, timeoutMs: durationMs(activation.stop.timeout) },
-    ...(http && { health: { port, path: http.path } }),
+    ...(http && { health: { port: portOf(http.port), path: http.path } }),
+    ...(tcp && { health: { tcpPort: portOf(tcp.port) } }),
+    ...(exec && { health: { command: exec.command.map(expand) } }),
     minHealthyMs: durationMs(activation.minHealthy),
     deadlineMs: durationMs(activation.deadline),
   }

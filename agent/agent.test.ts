@@ -2,6 +2,8 @@ import { lstat, readdir, readlink, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import type { Activation } from '../api/activation.ts'
+import { freePort } from '../hack/parts/process.ts'
 import { TestRegion, until } from './fixture.ts'
 import { identify } from './supervisor/processes.ts'
 
@@ -60,6 +62,33 @@ test('a release that is not healthy is taken back, and the machine says why', as
     assert.match(report.message ?? '', health === 'bad' ? /healthz answered 500/ : /code 3/)
     assert.is(report.running, one.templateHash)
     await machine.runs('one')
+  }
+})
+
+test('health may be a port that takes connections, or a command that ends with 0', async () => {
+  await using world = await TestRegion.create()
+  const machine = await world.machine('m1')
+  machine.start()
+  const port = '$(WEB_PORT)'
+  const one = await world.release('one', { activation: { health: { tcp: { port } } } })
+  world.deploy(1, one)
+  await machine.reached('Healthy', 1)
+  const two = await world.release('two', { activation: { health: { exec: { command: ['test', '-f', 'app.cjs'] } } } })
+  world.deploy(2, two, one)
+  await machine.reached('Healthy', 2)
+  const closed = String(await freePort())
+  for (const [revision, health, message] of [
+    [3, { tcp: { port: Number(closed) } }, /ECONNREFUSED/],
+    [4, { exec: { command: ['sh', '-c', 'test "$SHOAL_ARTIFACT" = other'] } }, /sh ended with code 1/],
+    [5, { exec: { command: ['./missing'] } }, /ENOENT/],
+  ] as const) {
+    const bad = await world.release(`bad-${revision}`, {
+      activation: { health: health as Activation['health'], deadline: '1500ms' },
+    })
+    world.deploy(revision, bad, two)
+    const report = await machine.reached('RolledBack', revision)
+    assert.match(report.message ?? '', message)
+    await machine.runs('two')
   }
 })
 

@@ -79,6 +79,7 @@ function prune(schema: unknown): unknown {
 function intOrString(node: Json): Json {
   const alternatives = (node.anyOf ?? node.oneOf) as Json[]
   const text = alternatives.find((alternative) => alternative.type === 'string')
+  const rules = node['x-kubernetes-validations']
   const { minimum, maximum } = prune(alternatives.find((alternative) => alternative.type === 'integer')) as Json
   return {
     'x-kubernetes-int-or-string': true,
@@ -88,6 +89,7 @@ function intOrString(node: Json): Json {
     ...(text?.pattern !== undefined && { pattern: text.pattern }),
     ...(node.description !== undefined && { description: node.description }),
     ...(node.default !== undefined && { default: node.default }),
+    ...(rules !== undefined && { 'x-kubernetes-validations': rules }),
   }
 }
 

@@ -35,7 +35,10 @@ const rollout = z.object({
     .min(1)
     .max(32)
     .default([{ regions: ['*'], percent: 100, soak: '0s' }]),
-  maxUnavailable: intOrPercent.default('33%').describe('Of the selected machines of a region, at once.'),
+  maxUnavailable: intOrPercent
+    .meta(validations(rule('self != 0 && self != "0%"', 'with no machine down at once none can be updated')))
+    .default('33%')
+    .describe('Of the selected machines of a region, at once.'),
   failureThreshold: intOrPercent
     .default('2%')
     .describe('Rounded up; until 50 machines are updated, any failure halts.'),

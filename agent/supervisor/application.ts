@@ -4,7 +4,7 @@ import { closeSync, openSync, realpathSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import { identify, isRunning, markedProcesses, type ProcessId, signal } from './processes.ts'
 import type { Run } from './protocol.ts'
-import { findUser, readEnvFile } from './user.ts'
+import { environmentOf, findUser } from './user.ts'
 
 const killedWithinMs = 10_000
 
@@ -27,11 +27,7 @@ export class Application {
    */
   static async start(run: Run, o: { link: string; logFile: string; mark: string }): Promise<Application> {
     const user = findUser(run.user)
-    const env = {
-      PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
-      ...run.env,
-      ...(run.envFile !== undefined && readEnvFile(run.envFile, user)),
-    }
+    const env = environmentOf(run, user)
     const [name, value] = splitMark(o.mark)
     const [program = '', ...args] = run.command
     const log = openSync(o.logFile, 'a', 0o640)

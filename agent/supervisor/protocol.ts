@@ -5,6 +5,8 @@
  * It is copied alone to hosts, so it imports Node's own modules and this folder, nothing else.
  */
 
+export type Probe = { port: number; path: string } | { tcpPort: number } | { command: string[] }
+
 /** Everything it takes to run a release, with the machine's variables filled in. */
 export interface Run {
   template: string
@@ -15,7 +17,8 @@ export interface Run {
   envFile?: string
   user?: string
   stop: { signal: NodeJS.Signals; timeoutMs: number }
-  health?: { port: number; path: string }
+  /** HTTP, TCP or a command in the release's folder. */
+  health?: Probe
   minHealthyMs: number
   deadlineMs: number
 }

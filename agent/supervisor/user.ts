@@ -1,4 +1,5 @@
 import { readFileSync, statSync } from 'node:fs'
+import type { Run } from './protocol.ts'
 
 export interface User {
   uid: number
@@ -32,7 +33,7 @@ function lookUp(name: string): User | undefined {
 }
 
 /** NAME=value lines; `#` begins a comment. Only what the application's own user may read is read for it. */
-export function readEnvFile(path: string, user: User | undefined): Record<string, string> {
+function readEnvFile(path: string, user: User | undefined): Record<string, string> {
   if (user) {
     const { mode, uid, gid } = statSync(path)
     const readable = mode & 0o004 || (uid === user.uid && mode & 0o400) || (gid === user.gid && mode & 0o040)
@@ -44,4 +45,13 @@ export function readEnvFile(path: string, user: User | undefined): Record<string
     if (name !== undefined && value !== undefined) env[name] = value.replace(/^(["'])(.*)\1\s*$/, '$2')
   }
   return env
+}
+
+/** What an application and its probes are started with. @throws Error when its file of variables can't be read. */
+export function environmentOf(run: Run, user: User | undefined): Record<string, string> {
+  return {
+    PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    ...run.env,
+    ...(run.envFile !== undefined && readEnvFile(run.envFile, user)),
+  }
 }

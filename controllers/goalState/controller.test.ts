@@ -143,6 +143,25 @@ test('a region that does not exist, and a place that is taken, stall', async () 
   })
 })
 
+test('what is wrong in itself is refused before it is kept', async () => {
+  const namespace = await newNamespace()
+  const command = ['./server']
+  const port = 80
+  for (const [wrong, why] of [
+    [{ rollout: { maxUnavailable: 0 } }, /none can be updated/],
+    [{ rollout: { maxUnavailable: '0%' } }, /none can be updated/],
+    [{ rollout: { waves: [] } }, /at least 1 item/],
+    [{ rollout: { waves: [{ regions: ['eu'], machines: 1, percent: 5 }] } }, /either machines or percent/],
+    [{ activation: { command, user: 'root' } }, /does not run as root/],
+    [{ activation: { command, health: { tcp: { port }, http: { port } } } }, /give one probe/],
+  ] as const)
+    await apply(namespace, 'web-1', wrong).then(
+      () => assert.unreachable(JSON.stringify(wrong)),
+      (error: unknown) => assert.match((error as Error).message, why),
+    )
+  assert.is(await read(namespace), undefined)
+})
+
 test('deleting a goal stops telling regions of it', async () => {
   const namespace = await newNamespace()
   await artifact(namespace, 'web-1')
