@@ -1,6 +1,7 @@
 /** cli/: the commands of `shoal` for people. Roles are added by main.ts. Each file adds one command to the program. */
 import type { Command } from 'commander'
 import { addCancel } from './cancel.ts'
+import { addDeploy } from './deploy.ts'
 import { addEnroll } from './enroll.ts'
 import { addJobs } from './jobs.ts'
 import { addKeys } from './keys.ts'
@@ -13,6 +14,7 @@ import { addWorkers } from './workers.ts'
 /** Adds every command to the program. */
 export function addCommands(program: Command): void {
   addCancel(program)
+  addDeploy(program)
   addEnroll(program)
   addJobs(program)
   addKeys(program)

@@ -3,7 +3,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { MachineCounts, Wave } from '../api/goalState.ts'
 import { advance, enterWave, type Gates, openWave, type Progress, type RegionReport } from './engine.ts'
-import { regionsOf, targetCount, targetOf } from './plan.ts'
+import { planOf, regionsOf, targetCount, targetOf } from './plan.ts'
 
 const test = suite('rollout engine')
 
@@ -36,6 +36,22 @@ test('a target is the highest of the waves so far', () => {
   assert.equal(targetOf(waves, 1, 'eu'), { machines: 1, percent: 100 })
   assert.equal(targetOf(waves, 2, 'us'), { machines: 0, percent: 100 })
   assert.equal(regionsOf(waves, ['us', 'eu']), ['eu', 'us'])
+})
+
+test('a plan says what each wave changes where', () => {
+  const plan = planOf(waves, [
+    { name: 'eu', desired: 10 },
+    { name: 'us', desired: 4 },
+    { name: 'ap', desired: 0 },
+  ])
+  assert.equal(
+    plan.map(({ wave, region, changes, of }) => [wave, region, changes, of]),
+    [
+      [1, 'eu', 1, 1],
+      [2, 'eu', 9, 10],
+      [3, 'us', 4, 4],
+    ],
+  )
 })
 
 test('a share of few machines is at least one, and never more than there are', () => {

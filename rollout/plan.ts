@@ -28,6 +28,31 @@ export function targetCount(target: Target, selected: number): number {
   return Math.min(selected, Math.max(target.machines, Math.ceil((target.percent * selected) / 100)))
 }
 
+/** What a wave does in a region: how many of its machines it changes, after those that the waves before it have. */
+export interface PlannedStep {
+  /** From 1. */
+  wave: number
+  region: string
+  changes: number
+  /** So many of `desired` run it then. */
+  of: number
+  desired: number
+}
+
+/** The steps of a rollout in regions with so many machines, as of now; a wave that changes nothing has none. */
+export function planOf(waves: Wave[], regions: { name: string; desired: number }[]): PlannedStep[] {
+  return waves.flatMap((wave, index) =>
+    regions
+      .filter(({ name }) => covers(wave, name))
+      .map(({ name, desired }) => {
+        const upTo = (waveIndex: number) => targetCount(targetOf(waves, waveIndex, name), desired)
+        const of = upTo(index)
+        return { wave: index + 1, region: name, changes: of - upTo(index - 1), of, desired }
+      })
+      .filter(({ changes }) => changes > 0),
+  )
+}
+
 /** A target as people read it: `1`, `25%`, `0`. */
 export function showTarget({ machines, percent }: Target): string {
   if (percent === 0) return String(machines)

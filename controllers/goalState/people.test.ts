@@ -35,6 +35,7 @@ const rules = {
     { apiGroups: ['shoal.dev'], resources: ['goalstates', 'goalstaterevisions'], verbs: ['get', 'list'] },
     { apiGroups: ['shoal.dev'], resources: ['goalstaterevisions/status'], verbs: ['patch', 'update'] },
   ],
+  deploys: [{ apiGroups: ['shoal.dev'], resources: ['goalstates', 'artifacts'], verbs: ['get', 'patch'] }],
   approves: [{ apiGroups: ['shoal.dev'], resources: ['goalstates'], verbs: ['approve'] }],
 }
 async function person(namespace: string, name: string, ...may: (keyof typeof rules)[]): Promise<string> {
@@ -152,6 +153,23 @@ test('aborted, a rollout goes back to what worked, and the same spec is not roll
   assert.equal([status?.effective?.artifact, status?.rollback], ['web-1', true])
   await apply(namespace, 'web-2', { place: 'web' })
   assert.match(await shoal(ada, 'retry', 'web'), /rolls out web-2 again/)
+  await rollOut(namespace, 'Ready', 'RolledOut')
+  assert.is((await read(namespace))?.status?.effective?.artifact, 'web-2')
+})
+
+test('a deploy is shown before it is done', async () => {
+  const namespace = await newNamespace()
+  const ada = await person(namespace, 'ada', 'deploys')
+  for (const name of ['web-1', 'web-2']) await artifact(namespace, name)
+  await apply(namespace, 'web-1')
+  await rollOut(namespace, 'Ready', 'RolledOut')
+  assert.match(await shoal(ada, 'deploy', 'web', 'web-9', '--dry-run'), /there is no Artifact web-9/)
+  const plan = await shoal(ada, 'deploy', 'web', 'web-2', '--dry-run')
+  assert.match(plan, /^1 +eu +1 +1 of 4 +1 +soak 100ms$/m)
+  assert.match(plan, /^2 +us +4 +4 of 4 +2 *$/m)
+  assert.match(plan, /10 bytes to each of 8 machines/)
+  assert.is((await read(namespace))?.spec.artifactRef.name, 'web-1')
+  assert.match(await shoal(ada, 'deploy', 'web', 'web-2'), /web rolls out web-2/)
   await rollOut(namespace, 'Ready', 'RolledOut')
   assert.is((await read(namespace))?.status?.effective?.artifact, 'web-2')
 })

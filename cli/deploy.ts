@@ -1,0 +1,71 @@
+import type { Command } from 'commander'
+import { Artifact } from '../api/artifact.ts'
+import { ShoalError } from '../api/errors.ts'
+import { GoalState } from '../api/goalState.ts'
+import { durationMs, resolveCount } from '../api/meta.ts'
+import { planOf } from '../rollout/plan.ts'
+import { Cluster } from '../runtime/cluster.ts'
+import { currentNamespace, loadKubeConfig } from './kubeconfig.ts'
+import { lineOf, span, widthsOf } from './table.ts'
+
+interface Options {
+  namespace?: string
+  dryRun?: boolean
+}
+
+/** `shoal deploy GOAL ARTIFACT`: as setting spec.artifactRef, with the rights of whoever the kubeconfig says. */
+export function addDeploy(program: Command): void {
+  program
+    .command('deploy <goal> <artifact>')
+    .description('roll out an artifact by a GoalState that is there')
+    .option('-n, --namespace <name>', 'of both; default: the kubeconfig’s')
+    .option('--dry-run', 'change nothing, show the plan: machines by wave and region')
+    .action(async (goalName: string, artifactName: string, options: Options) => {
+      const kubeconfig = loadKubeConfig()
+      const namespace = options.namespace ?? currentNamespace(kubeconfig)
+      await using cluster = Cluster.load({ kubeconfig })
+      const [foundGoal, foundArtifact] = await Promise.all([
+        cluster.get(GoalState, namespace, goalName),
+        cluster.get(Artifact, namespace, artifactName),
+      ])
+      const missing = foundGoal ? `Artifact ${artifactName}` : `GoalState ${goalName}`
+      if (!foundGoal || !foundArtifact)
+        throw new ShoalError('NotFound', `there is no ${missing} in namespace ${namespace}`)
+      const goal = GoalState.parse(foundGoal)
+      const artifact = Artifact.parse(foundArtifact)
+      if (options.dryRun) {
+        showPlan(goal, artifact)
+        return
+      }
+      const body = { spec: { artifactRef: { name: artifactName } } }
+      await cluster.patch(GoalState, { namespace, name: goalName }, body)
+      console.log(
+        `${goalName} rolls out ${artifactName}; kubectl get goal ${goalName} -n ${namespace} -w shows how far it is`,
+      )
+    })
+}
+
+function showPlan({ metadata, spec, status }: GoalState, artifact: Artifact): void {
+  const { waves, maxUnavailable } = spec.rollout
+  const regions = (status?.regions ?? []).map(({ name, desired }) => ({ name, desired }))
+  if (regions.length === 0)
+    throw new ShoalError('Conflict', `nothing of ${metadata.name} was rolled out yet: its machines are not known`)
+  const lines = [
+    ['WAVE', 'REGION', 'CHANGES', 'THEN', 'AT ONCE', 'THEN WAITS FOR'],
+    ...planOf(waves, regions).map(({ wave, region, changes, of, desired }) => {
+      const { soak = '0s' } = waves[wave - 1] ?? {}
+      const waits = [durationMs(soak) > 0 ? `soak ${soak}` : '', waves[wave]?.approval ? 'approval' : '']
+      const atOnce = Math.min(changes, Math.max(1, resolveCount(maxUnavailable, desired)))
+      return [wave, region, changes, `${of} of ${desired}`, atOnce, waits.filter(Boolean).join(', ')].map(String)
+    }),
+  ]
+  const widths = widthsOf(lines)
+  for (const line of lines) console.log(lineOf(line, widths))
+  const machines = regions.reduce((sum, { desired }) => sum + desired, 0)
+  const soaksMs = waves.reduce((sum, { soak }) => sum + durationMs(soak), 0)
+  const lacking = (artifact.status?.replicas ?? []).filter(({ state }) => state !== 'Replicated')
+  console.log(
+    `${artifact.metadata.name}: ${artifact.spec.sizeBytes} bytes to each of ${machines} machines at most, less what is on disk; soaks ${span(soaksMs)} in all`,
+  )
+  if (lacking.length > 0) console.log(`it begins once it is in ${lacking.map(({ region }) => region).join(', ')}`)
+}
