@@ -151,6 +151,12 @@ test('aborted, a rollout goes back to what worked, and the same spec is not roll
   await rollOut(namespace, 'Stalled', 'Held')
   const { status } = (await read(namespace)) ?? {}
   assert.equal([status?.effective?.artifact, status?.rollback], ['web-1', true])
+  const outcomes = status?.history?.map(({ artifact, outcome }) => [artifact, outcome])
+  assert.equal(outcomes, [
+    ['web-1', 'Succeeded'],
+    ['web-2', 'Undone'],
+    ['web-1', 'Succeeded'],
+  ])
   await apply(namespace, 'web-2', { place: 'web' })
   assert.match(await shoal(ada, 'retry', 'web'), /rolls out web-2 again/)
   await rollOut(namespace, 'Ready', 'RolledOut')
@@ -192,6 +198,7 @@ test('undo goes back from what was rolled out to what worked before, which machi
   await rollOut(namespace, 'Stalled', 'Held')
   const { status, spec } = (await read(namespace)) ?? {}
   assert.equal([spec?.artifactRef.name, status?.effective?.artifact], ['web-2', 'web-1'])
+  assert.is(status?.history?.find(({ revision }) => revision === 2)?.outcome, 'Undone')
   assert.match(
     status?.conditions?.find(({ type }) => type === 'Stalled')?.message ?? '',
     /held by .*ada: slow; gone back/,

@@ -51,9 +51,13 @@ export function startRollout(
   const { effective, rollback, regions, nowMs } = rollout
   const now = new Date(nowMs).toISOString()
   const { template, revision, artifact } = effective
-  const ended = (status.history ?? []).map((entry) =>
-    entry.outcome === 'InProgress' ? { ...entry, outcome: 'Superseded' as const, at: now } : entry,
-  )
+  const left = status.effective?.revision
+  const ended = (status.history ?? []).map((entry) => {
+    // gone back from by a person's word; what failed has its outcome
+    if (rollback && entry.revision === left && entry.outcome !== 'Failed')
+      return { ...entry, outcome: 'Undone' as const, at: now }
+    return entry.outcome === 'InProgress' ? { ...entry, outcome: 'Superseded' as const, at: now } : entry
+  })
   return {
     ...status,
     effective: { ...effective, since: now },
