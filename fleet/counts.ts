@@ -19,64 +19,86 @@ export interface Counted extends MachineCounts {
 
 /** A grant that was never reported is over when it was not begun by then, plus the time a report takes. */
 export const reportSlackMs = 15_000
-const open = (grant: 'g' | 'other') =>
-  `NOT ${grant}.done AND IF(${grant}.begun, ${grant}.ends_at_ms, ${grant}.begin_by_ms + ${reportSlackMs}) > ${nowMs}`
-const isOpen = `(g.id IS NOT NULL AND ${open('g')})`
-/** A machine may still act on what an earlier revision allowed it: it has not heard of this one yet. */
-const isOpenForAnother = `EXISTS (SELECT 1 FROM activation_grant other WHERE other.namespace = mg.namespace
-  AND other.name = mg.name AND other.machine = mg.machine AND ${open('other')})`
+const isOpen = `(g.id IS NOT NULL AND NOT g.done AND
+  IF(g.begun, g.ends_at_ms, g.begin_by_ms + ${reportSlackMs}) > ${nowMs})`
 /** Its time is over and the machine has not been heard since it was given: it may have failed in the middle. */
 const isLost = `(g.id IS NOT NULL AND NOT g.done AND NOT ${isOpen} AND m.last_seen_ms < g.begin_by_ms)`
-const hasFailed = `((mg.state IN ('Failed', 'RolledBack') AND mg.template = ? AND mg.revision = ?) OR ${isLost})`
-
-const rows = `machine_goal mg
-  JOIN machine m ON m.name = mg.machine
-  LEFT JOIN activation_grant g ON g.namespace = mg.namespace AND g.name = mg.name AND g.machine = mg.machine
-    AND g.revision = ?
-  WHERE mg.namespace = ? AND mg.name = ?`
+/** Says so itself. */
+const saysFailed = "(mg.state IN ('Failed', 'RolledBack') AND mg.template = ? AND mg.revision = ?)"
+const saysHealthy = "(mg.running <=> ? AND mg.template = ? AND mg.state = 'Healthy')"
+const isDown = "mg.state IN ('Activating', 'Failed')"
 
 /**
  * The machines a goal selects, by what they reported of it. `silentMs`: how long one must be silent to be unreachable.
- * Who was lost in an activation is down, and costs budget; not in a rollback, which must not wait for it.
- * Indexes: PRIMARY of machine_goal and machine, by_machine of activation_grant.
+ * Who was lost in an activation is down, and costs budget; not in a rollback, which must not wait for it. What an earlier
+ * revision allowed a machine counts too: it may not have heard of this one yet.
+ *
+ * Three looks, at grants that are not over, at silent machines, and at all: together a quarter of what one look at all of
+ * it in all rows takes. Grants first: who reports in between is counted twice rather than not at all.
  */
 export async function countMachines(sql: Sql, goal: GoalAt, silentMs: number): Promise<Counted> {
   const { namespace, name, revision, templateHash, rollback } = goal
-  const [row] = await sql.query<Record<keyof Counted, number | null>>(
-    `SELECT COUNT(*) AS desired,
-       SUM(mg.running <=> ? OR (mg.template = ? AND mg.state NOT IN ('Waiting', 'Fetching'))) AS fetched,
-       SUM(mg.running <=> ?) AS updated,
-       SUM(mg.running <=> ? AND mg.template = ? AND mg.state = 'Healthy' AND m.last_seen_ms > ${nowMs} - ?) AS healthy,
-       SUM(${hasFailed}) AS failed,
-       SUM(m.last_seen_ms <= ${nowMs} - ? AND NOT ${hasFailed}) AS unreachable,
-       SUM(${isOpen} OR mg.state IN ('Activating', 'Failed') OR (NOT ? AND ${isLost}) OR ${isOpenForAnother})
-         AS unavailable,
-       SUM(mg.running <=> ? OR ${isOpen}) AS updatedOrGranted
-     FROM ${rows}`,
-    [
-      ...[templateHash, templateHash, templateHash, templateHash, templateHash, silentMs],
-      ...[templateHash, revision, silentMs, templateHash, revision, rollback, templateHash],
-      ...[revision, namespace, name],
-    ],
+  const at = [namespace, name]
+  const failed = [templateHash, revision]
+  const granted = await sums(
+    sql,
+    // Indexes: by_machine of activation_grant, PRIMARY of machine_goal and machine.
+    `SELECT SUM((open OR (lost AND NOT ?)) AND NOT down) AS unavailable, SUM(openOwn AND NOT updated) AS allowed,
+       SUM(lost AND NOT saysFailed) AS lost, SUM(lost AND NOT saysFailed AND silent) AS lostSilent
+     FROM (SELECT MAX(${isOpen}) AS open, MAX(g.revision = ? AND ${isOpen}) AS openOwn,
+         MAX(g.revision = ? AND ${isLost}) AS lost, MAX(${isDown}) AS down, MAX(mg.running <=> ?) AS updated,
+         MAX(${saysFailed}) AS saysFailed, MAX(m.last_seen_ms <= ${nowMs} - ?) AS silent
+       FROM activation_grant g
+         JOIN machine_goal mg ON mg.namespace = g.namespace AND mg.name = g.name AND mg.machine = g.machine
+         JOIN machine m ON m.name = g.machine
+       WHERE g.namespace = ? AND g.name = ? AND NOT g.done GROUP BY g.machine) AS each_machine`,
+    [rollback, revision, revision, templateHash, ...failed, silentMs, ...at],
   )
-  const value = (key: keyof Counted) => Number(row?.[key] ?? 0)
+  const silent = await sums(
+    sql,
+    // All machines are looked at, few are silent. Index: PRIMARY of machine_goal.
+    `SELECT COUNT(*) AS machines, SUM(${saysFailed}) AS failed, SUM(${saysHealthy}) AS healthy
+     FROM machine m STRAIGHT_JOIN machine_goal mg ON mg.namespace = ? AND mg.name = ? AND mg.machine = m.name
+     WHERE m.last_seen_ms <= ${nowMs} - ?`,
+    [...failed, templateHash, templateHash, ...at, silentMs],
+  )
+  const all = await sums(
+    sql,
+    // Index: PRIMARY.
+    `SELECT COUNT(*) AS machines,
+       SUM(mg.running <=> ? OR (mg.template = ? AND mg.state NOT IN ('Waiting', 'Fetching'))) AS fetched,
+       SUM(mg.running <=> ?) AS updated, SUM(${saysHealthy}) AS healthy, SUM(${saysFailed}) AS failed,
+       SUM(${isDown}) AS down
+     FROM machine_goal mg WHERE mg.namespace = ? AND mg.name = ?`,
+    [templateHash, templateHash, templateHash, templateHash, templateHash, ...failed, ...at],
+  )
   return {
-    desired: value('desired'),
-    fetched: value('fetched'),
-    updated: value('updated'),
-    healthy: value('healthy'),
-    failed: value('failed'),
-    unreachable: value('unreachable'),
-    unavailable: value('unavailable'),
-    updatedOrGranted: value('updatedOrGranted'),
+    desired: all('machines'),
+    fetched: all('fetched'),
+    updated: all('updated'),
+    healthy: Math.max(0, all('healthy') - silent('healthy')),
+    failed: all('failed') + granted('lost'),
+    unreachable: Math.max(0, silent('machines') - silent('failed') - granted('lostSilent')),
+    unavailable: all('down') + granted('unavailable'),
+    updatedOrGranted: all('updated') + granted('allowed'),
   }
 }
 
-/** The first ten machines that failed, and why. Indexes as above. */
+/** The one row of a query, as numbers; a sum over nothing is 0. */
+async function sums(sql: Sql, statement: string, values: (string | number | boolean)[]) {
+  const [row] = await sql.query<Record<string, number | null>>(statement, values)
+  return (column: string): number => Number(row?.[column] ?? 0)
+}
+
+/** The first ten machines that failed, and why. Indexes: PRIMARY of machine_goal and machine, by_machine. */
 export async function listFailures(sql: Sql, goal: GoalAt): Promise<MachineFailure[]> {
   const { namespace, name, revision, templateHash } = goal
   const found = await sql.query<{ machine: string; reason: string | null; message: string | null }>(
-    `SELECT mg.machine, mg.reason, mg.message FROM ${rows} AND ${hasFailed} ORDER BY mg.machine LIMIT 10`,
+    `SELECT mg.machine, mg.reason, mg.message FROM machine_goal mg
+       JOIN machine m ON m.name = mg.machine
+       LEFT JOIN activation_grant g ON g.namespace = mg.namespace AND g.name = mg.name AND g.machine = mg.machine
+         AND g.revision = ?
+     WHERE mg.namespace = ? AND mg.name = ? AND (${saysFailed} OR ${isLost}) ORDER BY mg.machine LIMIT 10`,
     [revision, namespace, name, templateHash, revision],
   )
   return found.map(({ machine, reason, message }) => ({

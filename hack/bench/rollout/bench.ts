@@ -61,6 +61,12 @@ async function grants(machines: number): Promise<void> {
     template: { activation: { deadline: '60s', stop: { timeout: '30s' } } },
   } as GoalPayload
   const options = { beginWithinMs: 60_000, unreachableMs: 60_000 }
+  const count = async (what: string) => {
+    const countMs = await timed(async () => void (await countMachines(database, goal, options.unreachableMs)))
+    row(`counting ${machines} machines of a goal, ${what}`, `${countMs.toFixed(0)} ms`, countMs <= 20, '≤ 20 ms')
+  }
+  await countMachines(database, goal, options.unreachableMs)
+  await count('none of them granted')
   const single = 20
   const singlyMs = await timed(async () => {
     for (const name of names.slice(0, single)) await grantActivations(database, goal, [name], options)
@@ -78,8 +84,7 @@ async function grants(machines: number): Promise<void> {
     given === Math.ceil(0.33 * machines) && tookMs < 10_000,
     'within a poll, 10 s; as many as the budget',
   )
-  const countMs = (await timed(async () => void (await countMachines(database, goal, 60_000)))) / 1
-  row(`counting ${machines} machines of a goal`, `${countMs.toFixed(0)} ms`, countMs <= 20, '≤ 20 ms')
+  await count('a third of them granted')
 }
 
 async function timed(work: () => Promise<void>): Promise<number> {
