@@ -1,7 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { GoalState } from '../../api/goalState.ts'
-import { type Hub, type RolloutWorld, simulateRollout } from './rolloutSimulation.ts'
+import { type Hub, type RolloutWorld, rolloutOf, simulateRollout } from './rolloutSimulation.ts'
 import { random } from './xorshift.ts'
 
 const test = suite('rollouts in simulated time')
@@ -9,14 +8,6 @@ const test = suite('rollouts in simulated time')
 const first = Number(process.env.SHOAL_CHAOS_SEED ?? Math.floor(Math.random() * 2 ** 31))
 const runs = Number(process.env.SHOAL_CHAOS_RUNS ?? 300)
 console.log(`  SHOAL_CHAOS_SEED=${first}`)
-
-const rolloutOf = (rollout: object) =>
-  GoalState.parse(
-    GoalState.make(
-      { name: 'web', namespace: 'demo' },
-      { artifactRef: { name: 'a' }, activation: { command: ['a'] }, rollout },
-    ),
-  ).spec.rollout
 
 /** Someone deploys it. */
 const wants = (template: string) => (hub: Hub) => {

@@ -1,4 +1,4 @@
-import type { GoalState } from '../../api/goalState.ts'
+import { GoalState } from '../../api/goalState.ts'
 import { endHistory, type GoalStatus, progressOf, startRollout } from '../../controllers/goalState/status.ts'
 import { type Choice, chooseTemplate, engineName } from '../../rollout/effective.ts'
 import { advance, enterWave, type Gates, openWave } from '../../rollout/engine.ts'
@@ -29,6 +29,15 @@ export interface RolloutWorld {
   activateMs?: number
   onTick?: (nowMs: number, hub: Hub, regions: Region[]) => void
 }
+
+/** With what the schema says where nothing is given. */
+export const rolloutOf = (rollout: object) =>
+  GoalState.parse(
+    GoalState.make(
+      { name: 'web', namespace: 'demo' },
+      { artifactRef: { name: 'a' }, activation: { command: ['a'] }, rollout },
+    ),
+  ).spec.rollout
 
 /** A hub died in the middle of something. */
 class Died extends Error {}

@@ -11,6 +11,7 @@ import { Spread } from '../../swarm/spread.ts'
 import { Tracker } from '../../swarm/tracker.ts'
 import { Events } from './events.ts'
 import { type Link, Machine } from './machine.ts'
+import { random as randomOf } from './xorshift.ts'
 
 export interface SimulationOptions {
   seed: number
@@ -63,17 +64,6 @@ const LEASE_MS = 5000
 const OVERDUE_MS = 2000
 const LEAST_ANNOUNCE_MS = 250
 const INFO_HASH = '0'.repeat(40)
-
-/** xorshift32: the run is the seed's alone. */
-function randomOf(seed: number): () => number {
-  let state = (seed * 2_654_435_761) >>> 0 || 1
-  return () => {
-    state ^= state << 13
-    state ^= state >>> 17
-    state ^= state << 5
-    return (state >>> 0) / 2 ** 32
-  }
-}
 
 export class SwarmSimulation {
   readonly #o: SimulationOptions

@@ -4,13 +4,13 @@
  */
 import { join } from 'node:path'
 import { Command } from 'commander'
-import { GoalState, type MachineCounts } from '../../../api/goalState.ts'
+import type { MachineCounts } from '../../../api/goalState.ts'
 import { countMachines } from '../../../fleet/counts.ts'
 import { Granter, grantActivations } from '../../../fleet/grant.ts'
 import { advance, enterWave } from '../../../rollout/engine.ts'
 import type { GoalPayload } from '../../../rollout/envelope.ts'
 import { Database } from '../../../runtime/sql.ts'
-import { simulateRollout } from '../../../test/simulation/rolloutSimulation.ts'
+import { rolloutOf, simulateRollout } from '../../../test/simulation/rolloutSimulation.ts'
 import { startDatabase } from '../../parts/database.ts'
 
 const { quick } = new Command('run')
@@ -25,14 +25,6 @@ function row(what: string, figure: string, ok: boolean, target: string): void {
   console.log(`${ok ? '✓' : '✗'} ${what}: ${figure} (${target})`)
 }
 const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`
-
-const rolloutOf = (rollout: object) =>
-  GoalState.parse(
-    GoalState.make(
-      { name: 'web', namespace: 'demo' },
-      { artifactRef: { name: 'a' }, activation: { command: ['a'] }, rollout },
-    ),
-  ).spec.rollout
 
 async function grants(machines: number): Promise<void> {
   await using server = await startDatabase({ own: true })
