@@ -142,10 +142,12 @@ test('a wave counts machines or takes a share of them, not both and not neither'
 })
 
 test('counts and shares are a number or a percentage', async () => {
-  for (const maxUnavailable of [0, 3, '0%', '100%'])
-    await create(GoalState, { ...goalSpec, rollout: { maxUnavailable } })
-  for (const maxUnavailable of [-1, '101%', '3', 'x%', 1.5])
-    await refused(create(GoalState, { ...goalSpec, rollout: { maxUnavailable } }), 'maxUnavailable')
+  for (const failureThreshold of [0, 3, '0%', '100%'])
+    await create(GoalState, { ...goalSpec, rollout: { failureThreshold } })
+  for (const failureThreshold of [-1, '101%', '3', 'x%', 1.5])
+    await refused(create(GoalState, { ...goalSpec, rollout: { failureThreshold } }), 'failureThreshold')
+  for (const maxUnavailable of [0, '0%'])
+    await refused(create(GoalState, { ...goalSpec, rollout: { maxUnavailable } }), 'none can be updated')
   for (const port of [0, 70_000, '80', '$(port)'])
     await refused(create(GoalState, { ...goalSpec, activation: { ...activation, health: { http: { port } } } }), 'port')
 })
