@@ -35,8 +35,16 @@ export class FleetClient implements AsyncDisposable {
     this.#clients = membership.fleetUrls.map((baseUrl) => new ApiClient({ baseUrl, ca, token: () => this.#identify() }))
   }
 
-  poll(body: PollRequest, signal: AbortSignal): Promise<PollAnswer> {
-    return this.#ask((client) => client.request('POST', '/v1/agent/poll', { body, schema: pollAnswer, signal }))
+  /** When the server is away the next poll goes to another address: at once, all that it held would be there together. */
+  async poll(body: PollRequest, signal: AbortSignal): Promise<PollAnswer> {
+    const timeoutMs = (body.waitMs ?? 0) + 15_000
+    const client = this.#clients[this.#current] as ApiClient
+    try {
+      return await client.request('POST', '/v1/agent/poll', { body, schema: pollAnswer, signal, timeoutMs })
+    } catch (error) {
+      if (isAway(error)) this.#turn()
+      throw error
+    }
   }
 
   announce(body: AnnounceRequest, signal: AbortSignal): Promise<AnnounceAnswer> {
@@ -57,12 +65,15 @@ export class FleetClient implements AsyncDisposable {
         return await ask(client)
       } catch (error) {
         failure = error
-        const unreachable = error instanceof ShoalError && (error.code === 'Unavailable' || error.code === 'Timeout')
-        if (!unreachable) break
-        this.#current = (this.#current + 1) % this.#clients.length
+        if (!isAway(error)) break
+        this.#turn()
       }
     }
     throw failure
+  }
+
+  #turn(): void {
+    this.#current = (this.#current + 1) % this.#clients.length
   }
 
   async #identify(): Promise<string> {
@@ -79,3 +90,6 @@ export class FleetClient implements AsyncDisposable {
     await Promise.all(this.#clients.map((client) => client[Symbol.asyncDispose]()))
   }
 }
+
+const isAway = (error: unknown): boolean =>
+  error instanceof ShoalError && (error.code === 'Unavailable' || error.code === 'Timeout')

@@ -6,14 +6,16 @@ import type { GoalBook } from './goals.ts'
 import type { Machine } from './machine.ts'
 
 export interface PollTimings {
-  /** When the fleet server does not answer: from, doubled, to. */
+  /** How long the fleet server may hold a poll while there is nothing new. */
+  holdMs: number
+  /** When the fleet server does not answer: at random within so long, doubled each time, up to. */
   retryMs: number
   retryMaxMs: number
-  /** News is told at once, but never sooner than so long after the last poll. */
+  /** What is new here is told so long after: several things at once. */
   newsMs: number
 }
 
-const defaults: PollTimings = { retryMs: 1000, retryMaxMs: 60_000, newsMs: 300 }
+const defaults: PollTimings = { holdMs: 15_000, retryMs: 10_000, retryMaxMs: 60_000, newsMs: 300 }
 
 interface PollOptions {
   fleet: FleetClient
@@ -33,9 +35,15 @@ export async function pollUntil(signal: AbortSignal, o: PollOptions): Promise<vo
   while (!signal.aborted) {
     const askedMs = o.clock.monotonic()
     let waitMs: number
+    const news = new AbortController()
     try {
-      const request = { ...o.request, goals: await o.machine.report() }
-      const answer = await o.fleet.poll(request, signal)
+      const request = { ...o.request, goals: await o.machine.report(), waitMs: timings.holdMs }
+      // What this machine has to say doesn't wait for what it is told.
+      void o.machine.news().then(async () => {
+        await o.clock.sleep(timings.newsMs, signal).catch(() => {})
+        news.abort()
+      })
+      const answer = await o.fleet.poll(request, AbortSignal.any([signal, news.signal]))
       o.onAnswer()
       failures = 0
       waitMs = answer.pollAfterMs
@@ -44,20 +52,13 @@ export async function pollUntil(signal: AbortSignal, o: PollOptions): Promise<vo
       await o.machine.act(answer.grants, askedMs)
     } catch (error) {
       if (signal.aborted) return
-      waitMs = Math.min(timings.retryMs * 2 ** failures++, timings.retryMaxMs)
+      if (news.signal.aborted) continue
+      // At random from the start: when a server dies, all machines it held find out at once.
+      waitMs = Math.random() * Math.min(timings.retryMs * 2 ** failures++, timings.retryMaxMs)
       o.log.error({ err: error, failures }, 'poll failed')
     }
-    const jitteredMs = waitMs * (0.8 + 0.4 * Math.random())
-    await o.clock.sleep(Math.min(timings.newsMs, jitteredMs), signal).catch(() => {})
     // No news while the server is away: that many agents would not let it come back.
-    const news = failures === 0 ? o.machine.news() : undefined
-    await pause(jitteredMs - timings.newsMs, { news, clock: o.clock, signal })
+    const woken = failures === 0 ? AbortSignal.any([signal, news.signal]) : signal
+    await o.clock.sleep(waitMs * (0.8 + 0.4 * Math.random()), woken).catch(() => {})
   }
-}
-
-async function pause(ms: number, o: { news: Promise<void> | undefined; clock: Clock; signal: AbortSignal }) {
-  if (ms <= 0) return
-  const woken = new AbortController()
-  void o.news?.then(() => woken.abort())
-  await o.clock.sleep(ms, AbortSignal.any([o.signal, woken.signal])).catch(() => {})
 }

@@ -31,6 +31,12 @@ export const pollRequest = z.object({
   labels: z.record(z.string().max(317), z.string().max(63)),
   namespaces: z.array(z.string()).max(100).describe('The tenants this machine serves, as enrolled.'),
   goals: z.array(goalReport).max(100),
+  waitMs: z
+    .int()
+    .min(0)
+    .max(60_000)
+    .optional()
+    .describe('How long the answer may take while there is nothing new; not set: none.'),
 })
 export type PollRequest = z.infer<typeof pollRequest>
 
@@ -47,8 +53,10 @@ const grant = z.object({
 export type Grant = z.infer<typeof grant>
 
 export const pollAnswer = z.object({
-  index: z.string().optional().describe('The region’s current index, as the hub signed it.'),
-  goals: z.array(z.string()).describe('Envelopes of the goals that select this machine.'),
+  index: z.string().optional().describe('The region’s current index, as the hub signed it; with goals.'),
+  goals: z
+    .array(z.string())
+    .describe('Envelopes of the goals that select this machine, of which it did not report this sequence.'),
   grants: z.array(grant),
   pollAfterMs: z.int(),
 })

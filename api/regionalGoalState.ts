@@ -38,6 +38,10 @@ const status = machineCounts.partial().extend({
   observedRevision: z.int().optional(),
   reportedAt: z.string().optional(),
   halted: z.boolean().optional().describe('The region halted by itself on its own threshold.'),
+  manySilent: z
+    .boolean()
+    .optional()
+    .describe('More than one machine in twenty fell silent at once: nothing more begins, unless it goes back.'),
   failures: z.array(machineFailure).max(10).optional(),
   fetch: artifactSpread.optional(),
   conditions: conditions.optional(),

@@ -2,6 +2,7 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { startDatabase } from '../hack/parts/database.ts'
+import { judgeSilence, latelyMs } from '../rollout/silence.ts'
 import { Database, type Sql } from '../runtime/sql.ts'
 import { random } from '../test/simulation/xorshift.ts'
 import { type Counted, countMachines, type GoalAt, reportSlackMs } from './counts.ts'
@@ -13,51 +14,65 @@ const server = parts.use(await startDatabase())
 const database = parts.use(new Database(await server.createSchema('fleet')))
 await database.migrate(join(import.meta.dirname, 'migrations'))
 
-const open = (grant: 'g' | 'other') =>
-  `NOT ${grant}.done AND IF(${grant}.begun, ${grant}.ends_at_ms, ${grant}.begin_by_ms + ${reportSlackMs}) > ${nowMs}`
-const isOpen = `(g.id IS NOT NULL AND ${open('g')})`
-/** A machine may still act on what an earlier revision allowed it: it has not heard of this one yet. */
-const isOpenForAnother = `EXISTS (SELECT 1 FROM activation_grant other WHERE other.namespace = mg.namespace
-  AND other.name = mg.name AND other.machine = mg.machine AND ${open('other')})`
-/** Its time is over and the machine has not been heard since it was given: it may have failed in the middle. */
-const isLost = `(g.id IS NOT NULL AND NOT g.done AND NOT ${isOpen} AND m.last_seen_ms < g.begin_by_ms)`
-const hasFailed = `((mg.state IN ('Failed', 'RolledBack') AND mg.template = ? AND mg.revision = ?) OR ${isLost})`
+const isOpen = (grant: 'g' | 'other') =>
+  `IF(${grant}.begun, ${grant}.ends_at_ms, ${grant}.begin_by_ms + ${reportSlackMs}) > ${nowMs}`
+const another = (what: string) => `EXISTS (SELECT 1 FROM activation_grant other WHERE other.namespace = mg.namespace
+  AND other.name = mg.name AND other.machine = mg.machine AND ${what})`
 
-const rows = `machine_goal mg
-  JOIN machine m ON m.name = mg.machine
-  LEFT JOIN activation_grant g ON g.namespace = mg.namespace AND g.name = mg.name AND g.machine = mg.machine
-    AND g.revision = ?
-  WHERE mg.namespace = ? AND mg.name = ?`
-
-async function countInOneLook(sql: Sql, goal: GoalAt, silentMs: number): Promise<Counted> {
-  const { namespace, name, revision, templateHash, rollback } = goal
-  const [row] = await sql.query<Record<keyof Counted, number | null>>(
-    `SELECT COUNT(*) AS desired,
-       SUM(mg.running <=> ? OR (mg.template = ? AND mg.state NOT IN ('Waiting', 'Fetching'))) AS fetched,
-       SUM(mg.running <=> ?) AS updated,
-       SUM(mg.running <=> ? AND mg.template = ? AND mg.state = 'Healthy' AND m.last_seen_ms > ${nowMs} - ?) AS healthy,
-       SUM(${hasFailed}) AS failed,
-       SUM(m.last_seen_ms <= ${nowMs} - ? AND NOT ${hasFailed}) AS unreachable,
-       SUM(${isOpen} OR mg.state IN ('Activating', 'Failed') OR (NOT ? AND ${isLost}) OR ${isOpenForAnother})
-         AS unavailable,
-       SUM(mg.running <=> ? OR ${isOpen}) AS updatedOrGranted
-     FROM ${rows}`,
+/** Everything there is to know of each machine, by one look. */
+async function lookAtAll(sql: Sql, { namespace, name, revision, templateHash }: GoalAt, silentMs: number) {
+  const rows = await sql.query<Record<string, number | null>>(
+    `SELECT mg.running <=> ? AS runs, mg.template = ? AND mg.state NOT IN ('Waiting', 'Fetching') AS fetched,
+       mg.template = ? AND mg.state = 'Healthy' AS saysHealthy, mg.revision = ? AS current,
+       mg.state IN ('Failed', 'RolledBack') AND mg.template = ? AND mg.revision = ? AS saysFailed,
+       mg.state IN ('Activating', 'Failed') AS down, m.last_seen_ms <= ${nowMs} - ? AS silent,
+       m.last_seen_ms > ${nowMs} - ? AS lately,
+       g.id IS NOT NULL AND ${isOpen('g')} AS open,
+       g.id IS NOT NULL AND NOT ${isOpen('g')} AND m.last_seen_ms < g.begin_by_ms AS unresolved,
+       ${another(isOpen('other'))} AS anyOpen,
+       ${another(`NOT ${isOpen('other')} AND m.last_seen_ms < other.begin_by_ms`)} AS anyUnresolved
+     FROM machine_goal mg JOIN machine m ON m.name = mg.machine
+       LEFT JOIN activation_grant g ON g.namespace = mg.namespace AND g.name = mg.name AND g.machine = mg.machine
+         AND g.revision = ?
+     WHERE mg.namespace = ? AND mg.name = ?`,
     [
-      ...[templateHash, templateHash, templateHash, templateHash, templateHash, silentMs],
-      ...[templateHash, revision, silentMs, templateHash, revision, rollback, templateHash],
-      ...[revision, namespace, name],
+      ...[templateHash, templateHash, templateHash, revision, templateHash, revision],
+      ...[silentMs, silentMs + latelyMs, revision, namespace, name],
     ],
   )
-  const value = (key: keyof Counted) => Number(row?.[key] ?? 0)
+  return rows.map((row) => (column: string) => Boolean(row[column]))
+}
+
+async function countInOneLook(sql: Sql, goal: GoalAt, silentMs: number): Promise<Counted> {
+  const machines = await lookAtAll(sql, goal, silentMs)
+  const count = (which: (is: (column: string) => boolean) => boolean) => machines.filter(which).length
+  const changed = (is: (column: string) => boolean) => is('runs') && is('current')
+  const lost = (is: (column: string) => boolean) =>
+    is('silent') && is('unresolved') && !changed(is) && !is('saysFailed')
+  const waitedFor = (is: (column: string) => boolean) => is('silent') && is('open') && !changed(is) && !is('saysFailed')
+  const heard = {
+    changed: {
+      machines: count((is) => is('runs')) + count(lost),
+      silent: count((is) => is('silent') && ((changed(is) && !is('saysFailed')) || lost(is))),
+    },
+    unchanged: {
+      machines: machines.length - count((is) => is('runs')) - count(lost),
+      silent: count((is) => is('silent') && !changed(is) && !lost(is) && !waitedFor(is) && !is('saysFailed')),
+    },
+    lately: count((is) => is('silent') && is('lately')),
+  }
+  const judged = judgeSilence(heard)
+  const failed = goal.trusted ? 0 : judged.failed
   return {
-    desired: value('desired'),
-    fetched: value('fetched'),
-    updated: value('updated'),
-    healthy: value('healthy'),
-    failed: value('failed'),
-    unreachable: value('unreachable'),
-    unavailable: value('unavailable'),
-    updatedOrGranted: value('updatedOrGranted'),
+    desired: machines.length,
+    fetched: count((is) => is('runs') || is('fetched')),
+    updated: count((is) => is('runs')),
+    healthy: count((is) => is('runs') && is('saysHealthy') && !is('silent')),
+    failed: count((is) => is('saysFailed')) + failed,
+    unreachable: heard.unchanged.silent + heard.changed.silent - failed,
+    unavailable: count((is) => is('down') || is('anyOpen') || (!goal.trusted && is('anyUnresolved'))),
+    updatedOrGranted: count((is) => is('runs') || is('open') || is('unresolved')),
+    manySilent: judged.many && !goal.trusted,
   }
 }
 
@@ -68,7 +83,7 @@ test('what three looks count is what one look at everything counts, whatever the
   const [mine, other] = ['a'.repeat(16), 'b'.repeat(16)]
   const now = Date.now()
   // far enough from every bound that the time this takes changes nothing
-  const times = [-3_600_000, -600_000, 600_000, 3_600_000].map((ms) => now + ms)
+  const times = [-3_600_000, -300_000, 600_000, 3_600_000].map((ms) => now + ms)
   for (let round = 0; round < 12; round++) {
     const name = `web${round}`
     const names = Array.from({ length: 40 }, (_, at) => `m${round}-${at}`)
@@ -90,16 +105,16 @@ test('what three looks count is what one look at everything counts, whatever the
         .filter(() => next() < 0.6)
         .map((revision) => [
           `${round}-${at}-${revision}`.padStart(32, '0'),
-          ...['demo', name, machine, 1, revision, mine, now, pick(times), pick(times), next() < 0.5, next() < 0.3],
+          ...['demo', name, machine, 1, revision, mine, now, pick(times), pick(times), next() < 0.5],
         ]),
     )
     await database.execute(
       `INSERT INTO activation_grant (id, namespace, name, machine, sequence, revision, template, granted_at_ms, begin_by_ms,
-         ends_at_ms, begun, done) VALUES ?`,
+         ends_at_ms, begun) VALUES ?`,
       [grants],
     )
-    for (const rollback of [false, true]) {
-      const goal: GoalAt = { namespace: 'demo', name, revision: 2, templateHash: mine, rollback }
+    for (const trusted of [false, true]) {
+      const goal: GoalAt = { namespace: 'demo', name, revision: 2, templateHash: mine, trusted }
       const counted = await countMachines(database, goal, 60_000)
       assert.equal(counted, await countInOneLook(database, goal, 60_000), `seed ${seed}`)
       assert.is(counted.desired, 40)

@@ -1,4 +1,5 @@
 import type { MachineCounts, MachineFailure } from '../api/goalState.ts'
+import { judgeSilence, latelyMs } from '../rollout/silence.ts'
 import type { Sql } from '../runtime/sql.ts'
 import { nowMs } from './machines.ts'
 
@@ -7,60 +8,69 @@ export interface GoalAt {
   name: string
   revision: number
   templateHash: string
-  rollback: boolean
+  /** It is gone back to, or every wave was complete. */
+  trusted: boolean
 }
 
 export interface Counted extends MachineCounts {
   /** Machines that an open grant or a failed activation keeps from serving. */
   unavailable: number
-  /** Machines that run the template, or may begin to. */
+  /** Machines that run the template, may begin to, or may have begun to and did not come back. */
   updatedOrGranted: number
+  /** So many fell silent at once that nothing is known of the release; never under one that is trusted. */
+  manySilent: boolean
 }
 
 /** A grant that was never reported is over when it was not begun by then, plus the time a report takes. */
 export const reportSlackMs = 15_000
-const isOpen = `(g.id IS NOT NULL AND NOT g.done AND
-  IF(g.begun, g.ends_at_ms, g.begin_by_ms + ${reportSlackMs}) > ${nowMs})`
-/** Its time is over and the machine has not been heard since it was given: it may have failed in the middle. */
-const isLost = `(g.id IS NOT NULL AND NOT g.done AND NOT ${isOpen} AND m.last_seen_ms < g.begin_by_ms)`
+const isOpen = `(g.id IS NOT NULL AND IF(g.begun, g.ends_at_ms, g.begin_by_ms + ${reportSlackMs}) > ${nowMs})`
+/** Its time is over and the machine has not been heard since it was given: it may be down in the middle of it. */
+const isUnresolved = `(g.id IS NOT NULL AND NOT ${isOpen} AND m.last_seen_ms < g.begin_by_ms)`
 /** Says so itself. */
 const saysFailed = "(mg.state IN ('Failed', 'RolledBack') AND mg.template = ? AND mg.revision = ?)"
 const saysHealthy = "(mg.running <=> ? AND mg.template = ? AND mg.state = 'Healthy')"
 const isDown = "mg.state IN ('Activating', 'Failed')"
+const isSilent = `m.last_seen_ms <= ${nowMs} - ?`
+/** It runs the template, and has heard of this revision: it was there during this rollout. */
+const hasChanged = '(mg.running <=> ? AND mg.revision = ?)'
 
 /**
  * The machines a goal selects, by what they reported of it. `silentMs`: how long one must be silent to be unreachable.
- * Who was lost in an activation is down, and costs budget; not in a rollback, which must not wait for it. What an earlier
- * revision allowed a machine counts too: it may not have heard of this one yet.
+ * Who does not come back from an activation costs budget; not under a template that is trusted: going back must not wait
+ * for it. What an earlier
+ * revision allowed a machine counts too: it may not have heard of this one yet. Who fell silent before it was allowed to
+ * change is unreachable, who did after it has failed, as far as rollout/silence.ts says so.
  *
- * Three looks, at grants that are not over, at silent machines, and at all: together a quarter of what one look at all of
- * it in all rows takes. Grants first: who reports in between is counted twice rather than not at all.
+ * Three looks, at grants, at silent machines, and at all: together a quarter of what one look at all of it in all rows
+ * takes. Grants first: who reports in between is counted twice rather than not at all.
  */
 export async function countMachines(sql: Sql, goal: GoalAt, silentMs: number): Promise<Counted> {
-  const { namespace, name, revision, templateHash, rollback } = goal
+  const { namespace, name, revision, templateHash, trusted } = goal
   const at = [namespace, name]
-  const failed = [templateHash, revision]
+  const own = [templateHash, revision]
   const granted = await sums(
     sql,
     // Indexes: by_machine of activation_grant, PRIMARY of machine_goal and machine.
-    `SELECT SUM((open OR (lost AND NOT ?)) AND NOT down) AS unavailable, SUM(openOwn AND NOT updated) AS allowed,
-       SUM(lost AND NOT saysFailed) AS lost, SUM(lost AND NOT saysFailed AND silent) AS lostSilent
-     FROM (SELECT MAX(${isOpen}) AS open, MAX(g.revision = ? AND ${isOpen}) AS openOwn,
-         MAX(g.revision = ? AND ${isLost}) AS lost, MAX(${isDown}) AS down, MAX(mg.running <=> ?) AS updated,
-         MAX(${saysFailed}) AS saysFailed, MAX(m.last_seen_ms <= ${nowMs} - ?) AS silent
+    `SELECT SUM((open OR (unresolved AND NOT ?)) AND NOT down) AS unavailable, SUM((openOwn OR unresolvedOwn) AND NOT updated) AS allowed,
+       SUM(silent AND openOwn AND NOT spoke) AS waitedFor, SUM(silent AND unresolvedOwn AND NOT spoke) AS lost
+     FROM (SELECT MAX(${isOpen}) AS open, MAX(${isUnresolved}) AS unresolved,
+         MAX(g.revision = ? AND ${isOpen}) AS openOwn, MAX(g.revision = ? AND ${isUnresolved}) AS unresolvedOwn,
+         MAX(${isDown}) AS down, MAX(mg.running <=> ?) AS updated, MAX(${saysFailed} OR ${hasChanged}) AS spoke,
+         MAX(${isSilent}) AS silent
        FROM activation_grant g
          JOIN machine_goal mg ON mg.namespace = g.namespace AND mg.name = g.name AND mg.machine = g.machine
          JOIN machine m ON m.name = g.machine
-       WHERE g.namespace = ? AND g.name = ? AND NOT g.done GROUP BY g.machine) AS each_machine`,
-    [rollback, revision, revision, templateHash, ...failed, silentMs, ...at],
+       WHERE g.namespace = ? AND g.name = ? GROUP BY g.machine) AS each_machine`,
+    [...[trusted, revision, revision, templateHash, ...own, ...own], ...[silentMs, ...at]],
   )
   const silent = await sums(
     sql,
     // All machines are looked at, few are silent. Index: PRIMARY of machine_goal.
-    `SELECT COUNT(*) AS machines, SUM(${saysFailed}) AS failed, SUM(${saysHealthy}) AS healthy
+    `SELECT COUNT(*) AS machines, SUM(${saysFailed}) AS failed, SUM(${saysHealthy}) AS healthy,
+       SUM(${hasChanged} AND NOT ${saysFailed}) AS hasChanged, SUM(NOT ${isSilent}) AS lately
      FROM machine m STRAIGHT_JOIN machine_goal mg ON mg.namespace = ? AND mg.name = ? AND mg.machine = m.name
-     WHERE m.last_seen_ms <= ${nowMs} - ?`,
-    [...failed, templateHash, templateHash, ...at, silentMs],
+     WHERE ${isSilent}`,
+    [...own, templateHash, templateHash, ...own, ...own, silentMs + latelyMs, ...at, silentMs],
   )
   const all = await sums(
     sql,
@@ -70,17 +80,25 @@ export async function countMachines(sql: Sql, goal: GoalAt, silentMs: number): P
        SUM(mg.running <=> ?) AS updated, SUM(${saysHealthy}) AS healthy, SUM(${saysFailed}) AS failed,
        SUM(${isDown}) AS down
      FROM machine_goal mg WHERE mg.namespace = ? AND mg.name = ?`,
-    [templateHash, templateHash, templateHash, templateHash, templateHash, ...failed, ...at],
+    [templateHash, templateHash, templateHash, templateHash, templateHash, ...own, ...at],
   )
+  const changed = { machines: all('updated') + granted('lost'), silent: silent('hasChanged') + granted('lost') }
+  const waitedFor = granted('waitedFor')
+  const others = silent('machines') - silent('failed') - changed.silent - waitedFor
+  const unchanged = { machines: all('machines') - changed.machines, silent: Math.max(0, others) }
+  const judged = judgeSilence({ changed, unchanged, lately: silent('lately') })
+  // Who falls silent under what is known to work is only out of reach.
+  const failed = trusted ? 0 : judged.failed
   return {
     desired: all('machines'),
     fetched: all('fetched'),
     updated: all('updated'),
     healthy: Math.max(0, all('healthy') - silent('healthy')),
-    failed: all('failed') + granted('lost'),
-    unreachable: Math.max(0, silent('machines') - silent('failed') - granted('lostSilent')),
+    failed: all('failed') + failed,
+    unreachable: unchanged.silent + changed.silent - failed,
     unavailable: all('down') + granted('unavailable'),
     updatedOrGranted: all('updated') + granted('allowed'),
+    manySilent: judged.many && !trusted,
   }
 }
 
@@ -91,15 +109,17 @@ async function sums(sql: Sql, statement: string, values: (string | number | bool
 }
 
 /** The first ten machines that failed, and why. Indexes: PRIMARY of machine_goal and machine, by_machine. */
-export async function listFailures(sql: Sql, goal: GoalAt): Promise<MachineFailure[]> {
+export async function listFailures(sql: Sql, goal: GoalAt, silentMs: number): Promise<MachineFailure[]> {
   const { namespace, name, revision, templateHash } = goal
   const found = await sql.query<{ machine: string; reason: string | null; message: string | null }>(
     `SELECT mg.machine, mg.reason, mg.message FROM machine_goal mg
        JOIN machine m ON m.name = mg.machine
        LEFT JOIN activation_grant g ON g.namespace = mg.namespace AND g.name = mg.name AND g.machine = mg.machine
          AND g.revision = ?
-     WHERE mg.namespace = ? AND mg.name = ? AND (${saysFailed} OR ${isLost}) ORDER BY mg.machine LIMIT 10`,
-    [revision, namespace, name, templateHash, revision],
+     WHERE mg.namespace = ? AND mg.name = ?
+       AND (${saysFailed} OR (${isSilent} AND (${isUnresolved} OR ${hasChanged})))
+     ORDER BY mg.machine LIMIT 10`,
+    [revision, namespace, name, templateHash, revision, silentMs, templateHash, revision],
   )
   return found.map(({ machine, reason, message }) => ({
     machine,

@@ -1,176 +1,31 @@
-import { writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { encodeDescriptor } from '../api/descriptor.ts'
 import { ShoalError } from '../api/errors.ts'
-import { type GoalReport, type Grant, pollAnswer } from '../api/fleetApi.ts'
-import { startDatabase } from '../hack/parts/database.ts'
-import { freePort, temporaryDir, until } from '../hack/parts/process.ts'
-import { type GoalPayload, hashTemplate, signGoal, signIndex, template } from '../rollout/envelope.ts'
+import type { GoalReport, Grant } from '../api/fleetApi.ts'
+import { until } from '../hack/parts/process.ts'
+import { signGoal, signIndex } from '../rollout/envelope.ts'
 import { ApiClient } from '../runtime/apiClient.ts'
-import { createAuthority, createServerCertificate } from '../runtime/certificates.ts'
-import { systemClock } from '../runtime/clock.ts'
-import { generateSigningKey, loadSigningKey } from '../runtime/dsse.ts'
+import { generateSigningKey } from '../runtime/dsse.ts'
 import { signMachineToken } from '../runtime/identity.ts'
-import { createLogger } from '../runtime/log.ts'
-import { Metrics } from '../runtime/metrics.ts'
-import { createServer, listen } from '../runtime/server.ts'
-import { Database } from '../runtime/sql.ts'
-import { Fleet } from './fleet.ts'
-import { enrolMachine } from './machines.ts'
+import {
+  authority,
+  countsOf,
+  goal,
+  hubKey,
+  issued,
+  machine,
+  old,
+  parts,
+  region,
+  report,
+  say,
+  sayIndex,
+  startRegion,
+  type TestMachine,
+  web,
+} from './fixture.ts'
 
 const test = suite('fleet')
-const region = 'eu'
-const parts = new AsyncDisposableStack()
-const dir = parts.use(await temporaryDir('shoal-fleet')).path
-const server = parts.use(await startDatabase())
-const hubKey = loadSigningKey(generateSigningKey().privateKeyPem)
-const authority = await createAuthority('test')
-const { certificate, key } = await createServerCertificate(authority, ['127.0.0.1'])
-const tls = { certFile: join(dir, 'tls.crt'), keyFile: join(dir, 'tls.key') }
-await writeFile(tls.certFile, certificate)
-await writeFile(tls.keyFile, key)
-const descriptor = encodeDescriptor({
-  name: 'web',
-  pieceLengthBytes: 262_144,
-  files: [{ path: 'server', sizeBytes: 10, executable: true }],
-  pieceSha1: Buffer.alloc(20, 1),
-  pieceSha256: Buffer.alloc(32, 2),
-})
-
-interface Replica {
-  fleet: Fleet
-  url: string
-}
-let schemas = 0
-
-/** A region's database and two servers on it. */
-async function startRegion(options: { indexLifetimeMs?: number; beginWithinMs?: number; originLeaseMs?: number } = {}) {
-  const database = parts.use(new Database(await server.createSchema(`fleet_${++schemas}`), { connectionLimit: 20 }))
-  await database.migrate(join(import.meta.dirname, 'migrations'))
-  const replicas: Replica[] = []
-  for (const _ of [1, 2]) {
-    const port = await freePort()
-    const url = `https://127.0.0.1:${port}`
-    const metrics = new Metrics()
-    const log = createLogger('test', 'silent')
-    const fleet = new Fleet({
-      region,
-      database,
-      keys: [hubKey],
-      url,
-      store: () => ({
-        readAll: async () => descriptor,
-        presignGet: async (at) => ({ url: `http://127.0.0.1/${at}`, expiresAtMs: Date.now() + 60_000 }),
-      }),
-      descriptorKey: (at) => `${at}.torrent`,
-      clusters: () => [],
-      certificate: () => certificate,
-      clock: systemClock,
-      log,
-      metrics,
-      pollMs: 100,
-      beginWithinMs: options.beginWithinMs ?? 60_000,
-      indexLifetimeMs: options.indexLifetimeMs ?? 60_000,
-      unreachableMs: 60_000,
-      announceMs: 100,
-      originLeaseMs: options.originLeaseMs ?? 1000,
-    })
-    const http = createServer({ log, metrics, tls })
-    await fleet.serve(http)
-    await listen(http, { host: '127.0.0.1', port })
-    const stop = new AbortController()
-    const running = fleet.run(stop.signal)
-    parts.defer(async () => {
-      stop.abort()
-      await running
-      await http.close()
-    })
-    replicas.push({ fleet, url })
-  }
-  return { database, replicas: replicas as [Replica, Replica] }
-}
-
-/** A machine as its agent would be, as far as the fleet server sees it. */
-async function machine(
-  database: Database,
-  name: string,
-  labels: Record<string, string> = { app: 'web' },
-  namespaces = ['demo'],
-) {
-  const { privateKeyPem, publicKeyPem } = generateSigningKey()
-  await enrolMachine(database, { name, publicKey: publicKeyPem, labels, namespaces })
-  const token = await signMachineToken(privateKeyPem, { machine: name, region })
-  const client = (url: string) =>
-    parts.use(new ApiClient({ baseUrl: url, ca: authority.certificate, token: () => token }))
-  const clients = new Map<string, ApiClient>()
-  const at = (url: string) => {
-    const known = clients.get(url) ?? client(url)
-    clients.set(url, known)
-    return known
-  }
-  return {
-    name,
-    at,
-    poll: (url: string, goals: GoalReport[] = []) =>
-      at(url).request('POST', '/v1/agent/poll', {
-        body: { agentVersion: '1', labels, namespaces, goals },
-        schema: pollAnswer,
-      }),
-    announce: (url: string, more: object = {}) =>
-      at(url).request<{ key: string; peers: object[]; origin?: { pieces: number[] } }>('POST', '/v1/agent/announce', {
-        body: {
-          ...{ namespace: 'demo', artifact: 'web-1', infoHash: 'b'.repeat(40), peerId: 'c'.repeat(40) },
-          ...{ host: '127.0.0.1', port: 7000, havePieces: 0, totalPieces: 4, ...more },
-        },
-      }),
-  }
-}
-type TestMachine = Awaited<ReturnType<typeof machine>>
-
-const web = (command: string) =>
-  template.parse({
-    artifact: {
-      name: 'web-1',
-      digest: `sha256:${'a'.repeat(64)}`,
-      sizeBytes: 128 << 10,
-      key: 'demo/web-1/1',
-      infoHash: 'b'.repeat(40),
-      descriptorDigest: `sha256:${'d'.repeat(64)}`,
-    },
-    activation: { command: [command], stop: { timeout: '1s' }, deadline: '1s' },
-  })
-
-function goal(sequence: number, more: Partial<GoalPayload> = {}): GoalPayload {
-  const made = more.template ?? web('./server')
-  return {
-    ...{ region, namespace: 'demo', name: 'web', uid: 'u', place: 'web', selector: { matchLabels: { app: 'web' } } },
-    ...{ template: made, templateHash: hashTemplate(made), target: { machines: 0, percent: 100 } },
-    ...{ halted: false, rollback: false, maxUnavailable: '33%', failureThreshold: '2%' },
-    ...{ revision: sequence, sequence, issuedAt: sequence },
-    ...more,
-  }
-}
-
-let issued = 0
-/** The hub says this to the region: the goal, and an index that names it. */
-async function say(fleets: Replica[], payload: GoalPayload): Promise<void> {
-  for (const { fleet } of fleets) await fleet.put(payload, signGoal(payload, hubKey))
-  await sayIndex(fleets, payload)
-}
-async function sayIndex(fleets: Replica[], payload: GoalPayload): Promise<void> {
-  const { revision, sequence } = payload
-  const index = { region, issuedAt: ++issued, goals: { 'demo/web': { revision, sequence } } }
-  for (const { fleet } of fleets) await fleet.putIndex(index, signIndex(index, hubKey))
-}
-
-const report = ({ sequence, revision, templateHash }: GoalPayload, more: Partial<GoalReport>): GoalReport => ({
-  ...{ namespace: 'demo', name: 'web', sequence, revision, template: templateHash, state: 'Fetched' },
-  ...more,
-})
-const old = 'f'.repeat(16)
-const countsOf = async ({ fleet }: Replica) => (await fleet.counts())[0]?.counts
 
 test('however many ask at once, at two servers, no more are granted than the budget allows', async () => {
   const { database, replicas } = await startRegion()
@@ -258,7 +113,7 @@ test('without an index that moves on there is no grant, and with the next one th
   const stale = async () => (await other.poll(replicas[0].url, [report(payload, { running: old })])).grants.length === 0
   await until('the index is stale', stale, { timeoutMs: 2000 })
   // The same index again does not make it fresh.
-  const repeated = { region, issuedAt: issued, goals: { 'demo/web': { revision: 1, sequence: 1 } } }
+  const repeated = { region, issuedAt: issued.at, goals: { 'demo/web': { revision: 1, sequence: 1 } } }
   await replicas[0].fleet.putIndex(repeated, signIndex(repeated, hubKey))
   assert.is((await m.poll(replicas[0].url, [report(payload, {})])).grants.length, 0)
   await sayIndex(replicas, payload)
@@ -283,7 +138,7 @@ test('a lower sequence is refused; a goal the index no longer names is not offer
   const lower = goal(8)
   assert.is(await replicas[0].fleet.put(lower, signGoal(lower, hubKey)), false)
   assert.equal((await m.poll(replicas[0].url)).goals, [signGoal(goal(9), hubKey)])
-  const empty = { region, issuedAt: ++issued, goals: {} }
+  const empty = { region, issuedAt: ++issued.at, goals: {} }
   await replicas[0].fleet.putIndex(empty, signIndex(empty, hubKey))
   assert.equal((await m.poll(replicas[0].url)).goals, [])
   assert.is(await replicas[0].fleet.put(lower, signGoal(lower, hubKey)), false)

@@ -1,14 +1,17 @@
 import type { MachineCounts, MachineFailure } from '../api/goalState.ts'
 import type { ArtifactSpread } from '../api/regionalGoalState.ts'
 import type { GoalPayload, IndexPayload } from '../rollout/envelope.ts'
+import { roomOf } from '../rollout/grant.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { VerificationKey } from '../runtime/dsse.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { Server } from '../runtime/server.ts'
 import type { Database } from '../runtime/sql.ts'
 import { countMachines, listFailures } from './counts.ts'
-import { Goals } from './goals.ts'
+import { type Goal, Goals } from './goals.ts'
+import { HeldPolls } from './heldPolls.ts'
 import { HubIndex } from './hubIndex.ts'
+import { Roster } from './roster.ts'
 import { type FleetRoutesOptions, registerFleetRoutes } from './routes.ts'
 import { SpreadReader } from './spread.ts'
 import { Swarms, type SwarmsOptions } from './swarms.ts'
@@ -16,7 +19,7 @@ import { regionSecret, TrackerHolder } from './trackerHolder.ts'
 
 type RouteOptions = Pick<
   FleetRoutesOptions,
-  'region' | 'descriptorKey' | 'clusters' | 'certificate' | 'metrics' | 'pollMs' | 'beginWithinMs'
+  'region' | 'descriptorKey' | 'clusters' | 'certificate' | 'metrics' | 'pollMs' | 'holdMs' | 'beginWithinMs'
 >
 
 export interface FleetOptions extends RouteOptions {
@@ -42,6 +45,7 @@ export interface GoalCounts extends MachineCounts {
   sequence: number
   revision: number
   halted: boolean
+  manySilent: boolean
   failures: MachineFailure[]
   fetch?: ArtifactSpread
 }
@@ -55,6 +59,8 @@ export class Fleet {
   readonly #goals: Goals
   readonly #index: HubIndex
   readonly #holder: TrackerHolder
+  readonly #held: HeldPolls
+  readonly #roster: Roster
   readonly #spread: SpreadReader
   #swarms: Swarms | undefined
   readonly #startedAt: number
@@ -65,6 +71,9 @@ export class Fleet {
     this.#goals = new Goals(database, keys)
     this.#index = new HubIndex({ database, keys, clock, lifetimeMs: indexLifetimeMs })
     this.#holder = new TrackerHolder({ database, url, clock, log })
+    this.#held = new HeldPolls(clock)
+    this.#goals.onChange((changed) => this.#held.goalsChanged(changed))
+    this.#roster = new Roster({ database, clock, log })
     this.#spread = new SpreadReader(database)
     this.#startedAt = clock.monotonic()
   }
@@ -81,6 +90,7 @@ export class Fleet {
       ...this.#options,
       goals: this.#goals,
       index: this.#index,
+      held: this.#held,
       holder: this.#holder,
       swarms: this.#swarms,
       secret,
@@ -99,7 +109,7 @@ export class Fleet {
         await this.#goals.refresh().catch((error: unknown) => log.info({ err: error }, 'reading the goals failed'))
       }
     }
-    await Promise.all([this.#holder.run(signal), refreshing()])
+    await Promise.all([this.#holder.run(signal), this.#held.run(signal), this.#roster.run(signal), refreshing()])
   }
 
   /** Takes over a goal the hub signed; false when a later one is here. */
@@ -109,26 +119,34 @@ export class Fleet {
 
   /** Takes over an index the hub signed. Goals it doesn't name are no longer offered. */
   async putIndex(payload: IndexPayload, envelope: string): Promise<void> {
-    if (await this.#index.put(payload, envelope)) await this.#goals.withdrawExcept(new Set(Object.keys(payload.goals)))
+    if (!(await this.#index.put(payload, envelope))) return
+    this.#held.indexChanged()
+    await this.#goals.withdrawExcept(new Set(Object.keys(payload.goals)))
   }
 
-  /** What the machines say of each goal. */
+  /** What the machines say of each goal. Those that wait and may activate it now are told. */
   async counts(): Promise<{ namespace: string; name: string; counts: GoalCounts }[]> {
+    return Promise.all([...this.#goals.offered.values()].map((goal) => this.#countGoal(goal)))
+  }
+
+  async #countGoal({ payload }: Goal): Promise<{ namespace: string; name: string; counts: GoalCounts }> {
     const { database } = this.#options
-    const counted = [...this.#goals.offered.values()].map(async ({ payload }) => {
-      const { namespace, name, sequence, revision } = payload
-      const { unavailable, updatedOrGranted, ...counts } = await countMachines(database, payload, this.#silentMs())
-      const failures = counts.failed > 0 ? await listFailures(database, payload) : []
-      const [row] = await database.query<{ halted: number | null }>(
-        'SELECT halted_revision AS halted FROM goal WHERE namespace = ? AND name = ?',
-        [namespace, name],
-      )
-      const { infoHash } = payload.template.artifact
-      const fetch = await this.#spread.read(payload, { infoHash, fetched: counts.fetched })
-      const halted = row?.halted === revision
-      return { namespace, name, counts: { ...counts, sequence, revision, halted, failures, ...(fetch && { fetch }) } }
-    })
-    return Promise.all(counted)
+    const { namespace, name, sequence, revision } = payload
+    const goal = { ...payload, trusted: this.#index.trusts(payload) }
+    const counted = await countMachines(database, goal, this.#silentMs())
+    const { unavailable, updatedOrGranted, ...counts } = counted
+    const failures = counts.failed > 0 ? await listFailures(database, goal, this.#silentMs()) : []
+    const [row] = await database.query<{ halted: number | null }>(
+      'SELECT halted_revision AS halted FROM goal WHERE namespace = ? AND name = ?',
+      [namespace, name],
+    )
+    const halted = row?.halted === revision && !goal.trusted
+    const room = roomOf(goal, counted)
+    if (!halted && room !== 'Halts' && this.#index.fresh && this.#index.names(payload))
+      this.#held.admit(`${namespace}/${name}`, room)
+    const { infoHash } = payload.template.artifact
+    const fetch = await this.#spread.read(goal, { infoHash, fetched: counts.fetched })
+    return { namespace, name, counts: { ...counts, sequence, revision, halted, failures, ...(fetch && { fetch }) } }
   }
 
   #silentMs(): number {

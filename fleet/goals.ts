@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import type { MachineSelector } from '../api/goalState.ts'
 import { type GoalPayload, openGoal } from '../rollout/envelope.ts'
 import type { VerificationKey } from '../runtime/dsse.ts'
@@ -14,7 +15,6 @@ interface GoalRow {
   namespace: string
   name: string
   sequence: number
-  envelope: string
 }
 
 const rowLimit = 1000
@@ -24,6 +24,8 @@ export class Goals {
   readonly #database: Database
   readonly #keys: VerificationKey[]
   #offered = new Map<string, Goal>()
+  #byNamespace = new Map<string, Goal[]>()
+  #onChange: (changed: Goal[]) => void = () => undefined
 
   constructor(database: Database, keys: VerificationKey[]) {
     this.#database = database
@@ -35,23 +37,40 @@ export class Goals {
     return this.#offered
   }
 
+  /** Called with the goals that are new here, or have a new sequence. */
+  onChange(handler: (changed: Goal[]) => void): void {
+    this.#onChange = handler
+  }
+
   /** Reads the rows again: another replica may have written them. What doesn't verify (any more) is left out. */
   async refresh(): Promise<void> {
     const rows = await this.#database.query<GoalRow>(
-      'SELECT namespace, name, sequence, envelope FROM goal WHERE NOT withdrawn LIMIT ?',
+      'SELECT namespace, name, sequence FROM goal WHERE NOT withdrawn LIMIT ?',
       [rowLimit],
     )
     const offered = new Map<string, Goal>()
-    for (const { namespace, name, sequence, envelope } of rows) {
-      const key = `${namespace}/${name}`
+    const changed: Goal[] = []
+    for (const row of rows) {
+      const key = `${row.namespace}/${row.name}`
       const known = this.#offered.get(key)
-      if (known?.payload.sequence === sequence) offered.set(key, known)
-      else {
-        const payload = this.#verified(envelope)
-        if (payload) offered.set(key, { payload, envelope })
-      }
+      // What was read before a later one was put is old.
+      const goal = known && known.payload.sequence >= row.sequence ? known : await this.#read(row)
+      if (!goal) continue
+      offered.set(key, goal)
+      if (goal !== known) changed.push(goal)
     }
     this.#offered = offered
+    this.#byNamespace = Map.groupBy(offered.values(), ({ payload }) => payload.namespace)
+    if (changed.length > 0) this.#onChange(changed)
+  }
+
+  async #read({ namespace, name }: GoalRow): Promise<Goal | undefined> {
+    const [row] = await this.#database.query<{ envelope: string }>(
+      'SELECT envelope FROM goal WHERE namespace = ? AND name = ?',
+      [namespace, name],
+    )
+    const payload = row && this.#verified(row.envelope)
+    return payload && { payload, envelope: row.envelope }
   }
 
   #verified(envelope: string): GoalPayload | undefined {
@@ -67,8 +86,8 @@ export class Goals {
     const { namespace, name, sequence, revision, templateHash } = payload
     const stored = await this.#database.transaction(
       async (sql) => {
-        const [known] = await sql.query<GoalRow & { withdrawn: number }>(
-          'SELECT namespace, name, sequence, envelope, withdrawn FROM goal WHERE namespace = ? AND name = ? FOR UPDATE',
+        const [known] = await sql.query<GoalRow & { withdrawn: number; envelope: string }>(
+          'SELECT sequence, envelope, withdrawn FROM goal WHERE namespace = ? AND name = ? FOR UPDATE',
           [namespace, name],
         )
         if (known && known.sequence > sequence) return false
@@ -79,7 +98,10 @@ export class Goals {
              template = VALUES(template), envelope = VALUES(envelope), withdrawn = FALSE`,
           [namespace, name, sequence, revision, templateHash, envelope],
         )
-        await selectMachines(sql, payload, await heardMachines(sql))
+        const before = known && !known.withdrawn ? this.#verified(known.envelope) : undefined
+        // Machines that came since then were selected when they polled.
+        if (!before || !isDeepStrictEqual(before.selector, payload.selector))
+          await selectMachines(sql, payload, await heardMachines(sql))
         return true
       },
       { idempotent: true },
@@ -100,21 +122,24 @@ export class Goals {
     await this.refresh()
   }
 
-  /** Notes which goals select a machine that is new, or has other labels than before. */
-  async reselect(machine: Machine): Promise<void> {
-    await this.#database.transaction(async (sql) => {
-      for (const { payload } of this.#offered.values()) await selectMachines(sql, payload, [machine])
-    })
-  }
-
   /** Those that select this machine. */
   selecting(machine: Machine): Goal[] {
-    return [...this.#offered.values()].filter(({ payload }) => selects(payload, machine))
+    return machine.namespaces.flatMap((namespace) =>
+      (this.#byNamespace.get(namespace) ?? []).filter(({ payload }) => selects(payload, machine)),
+    )
+  }
+
+  /** These machines are none of the goal's any more. */
+  deselect(goal: { namespace: string; name: string }, machines: string[]): Promise<void> {
+    return deselectMachines(this.#database, goal, machines)
   }
 }
 
 /** A goal selects machines that serve its namespace and have all its labels. */
-function selects(goal: { namespace: string; selector: MachineSelector }, { labels, namespaces }: Machine): boolean {
+export function selects(
+  goal: { namespace: string; selector: MachineSelector },
+  { labels, namespaces }: Machine,
+): boolean {
   const matches = Object.entries(goal.selector.matchLabels).every(([key, value]) => labels[key] === value)
   return matches && namespaces.includes(goal.namespace)
 }
@@ -123,15 +148,23 @@ function selects(goal: { namespace: string; selector: MachineSelector }, { label
 async function selectMachines(sql: Sql, payload: GoalPayload, machines: Machine[]): Promise<void> {
   const { namespace, name } = payload
   const selected = machines.filter((machine) => selects(payload, machine)).map((machine) => machine.name)
-  const rest = machines.map((machine) => machine.name).filter((machine) => !selected.includes(machine))
+  const rest = machines.filter((machine) => !selects(payload, machine)).map((machine) => machine.name)
   if (selected.length > 0)
     await sql.execute('INSERT IGNORE INTO machine_goal (namespace, name, machine) VALUES ?', [
       selected.map((machine) => [namespace, name, machine]),
     ])
-  if (rest.length > 0)
-    await sql.execute('DELETE FROM machine_goal WHERE namespace = ? AND name = ? AND machine IN (?)', [
-      namespace,
-      name,
-      rest,
+  await deselectMachines(sql, payload, rest)
+}
+
+/** Indexes: PRIMARY of machine_goal, by_machine of activation_grant. */
+async function deselectMachines(
+  sql: Sql,
+  goal: { namespace: string; name: string },
+  machines: string[],
+): Promise<void> {
+  if (machines.length === 0) return
+  for (const table of ['machine_goal', 'activation_grant'])
+    await sql.execute(`DELETE FROM ${table} WHERE namespace = ? AND name = ? AND machine IN (?)`, [
+      ...[goal.namespace, goal.name, machines],
     ])
 }

@@ -3,8 +3,9 @@ import type { Grant } from '../api/fleetApi.ts'
 import { durationMs } from '../api/meta.ts'
 import type { GoalPayload } from '../rollout/envelope.ts'
 import { mayActivate } from '../rollout/grant.ts'
+import { Batch } from '../runtime/batch.ts'
 import type { Database, Sql } from '../runtime/sql.ts'
-import { countMachines, reportSlackMs } from './counts.ts'
+import { countMachines, type GoalAt, reportSlackMs } from './counts.ts'
 import { nowMs } from './machines.ts'
 
 export interface GrantOptions {
@@ -13,54 +14,34 @@ export interface GrantOptions {
   unreachableMs: number
 }
 
+export type TrustedGoal = GoalPayload & GoalAt
+
 /** Machines of one transaction. */
 const maxBatch = 1000
 
-interface Asked {
-  machine: string
-  answer: (grant: Grant | undefined) => void
-  fail: (error: unknown) => void
-}
-
 /**
  * Grants in batches: counting the machines of a goal takes as long for one that asks as for a thousand, and its row is
- * locked meanwhile. Who asks while a batch is on its way is in the next.
+ * locked meanwhile.
  */
 export class Granter {
   readonly #database: Database
-  readonly #asked = new Map<string, Asked[]>()
+  readonly #batches = new Map<string, { sequence: number; trusted: boolean; batch: Batch<string, Grant | undefined> }>()
 
   constructor(database: Database) {
     this.#database = database
   }
 
   /** As `grantActivations`, for one machine; `options` are asked for when its turn comes. */
-  ask(goal: GoalPayload, machine: string, options: () => GrantOptions): Promise<Grant | undefined> {
-    return new Promise((answer, fail) => {
-      const key = `${goal.namespace}/${goal.name}/${goal.sequence}`
-      const asked = this.#asked.get(key)
-      if (asked) {
-        asked.push({ machine, answer, fail })
-        return
-      }
-      this.#asked.set(key, [{ machine, answer, fail }])
-      void this.#serve(key, goal, options)
-    })
-  }
-
-  async #serve(key: string, goal: GoalPayload, options: () => GrantOptions): Promise<void> {
-    const asked = this.#asked.get(key) ?? []
-    while (asked.length > 0) {
-      const batch = asked.splice(0, maxBatch)
-      try {
-        const machines = batch.map(({ machine }) => machine)
-        const grants = await grantActivations(this.#database, goal, machines, options())
-        for (const { machine, answer } of batch) answer(grants.get(machine))
-      } catch (error) {
-        for (const { fail } of batch) fail(error)
-      }
-    }
-    this.#asked.delete(key)
+  ask(goal: TrustedGoal, machine: string, options: () => GrantOptions): Promise<Grant | undefined> {
+    const key = `${goal.namespace}/${goal.name}`
+    const known = this.#batches.get(key)
+    if (known?.sequence === goal.sequence && known.trusted === goal.trusted) return known.batch.call(machine)
+    const batch = new Batch(async (machines: string[]) => {
+      const grants = await grantActivations(this.#database, goal, machines, options())
+      return machines.map((each) => grants.get(each))
+    }, maxBatch)
+    this.#batches.set(key, { sequence: goal.sequence, trusted: goal.trusted, batch })
+    return batch.call(machine)
   }
 }
 
@@ -70,7 +51,7 @@ export class Granter {
  */
 export async function grantActivations(
   database: Database,
-  goal: GoalPayload,
+  goal: TrustedGoal,
   machines: string[],
   options: GrantOptions,
 ): Promise<Map<string, Grant>> {
@@ -92,7 +73,8 @@ export async function grantActivations(
          WHERE namespace = ? AND name = ? FOR UPDATE`,
         [namespace, name],
       )
-      const current = row?.sequence === goal.sequence && !row.withdrawn && row.haltedRevision !== revision
+      const current =
+        row?.sequence === goal.sequence && !row.withdrawn && (goal.trusted || row.haltedRevision !== revision)
       if (!current || goal.halted) return grants
       const waiting = await waitingMachines(sql, goal, machines)
       // Who holds a grant already may ask again, the answer may have been lost. A longer time is not begun anew.
@@ -147,7 +129,7 @@ async function grantsOf(sql: Sql, { namespace, name, revision }: GoalPayload, ma
   if (machines.length === 0) return []
   return sql.query<{ machine: string; id: string; leftMs: number; open: number }>(
     `SELECT machine, id, begin_by_ms - ${nowMs} AS leftMs,
-       NOT done AND IF(begun, ends_at_ms, begin_by_ms + ${reportSlackMs}) > ${nowMs} AS open
+       IF(begun, ends_at_ms, begin_by_ms + ${reportSlackMs}) > ${nowMs} AS open
      FROM activation_grant WHERE namespace = ? AND name = ? AND machine IN (?) AND revision = ?`,
     [namespace, name, machines, revision],
   )

@@ -55,6 +55,12 @@ export class HubIndex {
     return this.#freshAt === undefined ? 0 : Math.max(0, this.#lifetimeMs - (this.#clock.monotonic() - this.#freshAt))
   }
 
+  /** Whether no failure of this goal's holds up others any more: it is gone back to, or all its waves are complete. */
+  trusts(goal: { namespace: string; name: string; sequence: number; rollback: boolean }): boolean {
+    const { settled = false } = this.#current?.payload.goals[`${goal.namespace}/${goal.name}`] ?? {}
+    return goal.rollback || (settled && this.names(goal))
+  }
+
   /** Whether the hub's last word on this goal is this sequence. */
   names(goal: { namespace: string; name: string; sequence: number }): boolean {
     return this.#current?.payload.goals[`${goal.namespace}/${goal.name}`]?.sequence === goal.sequence

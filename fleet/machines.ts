@@ -3,7 +3,6 @@
  * region; it tells each machine which goals select it, grants activations within target and budget, and is the tracker
  * of the region's swarms. All of it is rows of the region's own database, so any replica answers any machine.
  */
-import type { PollRequest } from '../api/fleetApi.ts'
 import type { Database, Sql } from '../runtime/sql.ts'
 
 /** The server's clock, for statements. */
@@ -15,13 +14,13 @@ export interface Machine {
   namespaces: string[]
 }
 
-interface MachineRow {
+export interface MachineRow {
   name: string
   labels: string
   namespaces: string
 }
 
-const fromRow = ({ name, labels, namespaces }: MachineRow): Machine => ({
+export const fromRow = ({ name, labels, namespaces }: MachineRow): Machine => ({
   name,
   labels: JSON.parse(labels) as Record<string, string>,
   namespaces: JSON.parse(namespaces) as string[],
@@ -42,32 +41,6 @@ export async function publicKeyOf(database: Database, machine: string): Promise<
     [machine],
   )
   return row?.publicKey ?? undefined
-}
-
-/** `last_seen` is written so often at most. */
-const seenEveryMs = 3000
-
-/** Notes that a machine polled; true when what it says of itself is new. Index: PRIMARY. */
-export async function noteMachine(database: Database, name: string, request: PollRequest): Promise<boolean> {
-  const labels = JSON.stringify(request.labels)
-  const namespaces = JSON.stringify(request.namespaces)
-  const [known] = await database.query<MachineRow & { agentVersion: string; silentMs: number | null }>(
-    `SELECT name, labels, namespaces, agent_version AS agentVersion, ${nowMs} - last_seen_ms AS silentMs
-     FROM machine WHERE name = ?`,
-    [name],
-  )
-  const isNew = known?.labels !== labels || known.namespaces !== namespaces || known.silentMs === null
-  if (isNew || known.agentVersion !== request.agentVersion) {
-    await database.execute(
-      `INSERT INTO machine (name, labels, namespaces, agent_version, last_seen_ms) VALUES (?, ?, ?, ?, ${nowMs})
-       ON DUPLICATE KEY UPDATE labels = VALUES(labels), namespaces = VALUES(namespaces),
-         agent_version = VALUES(agent_version), last_seen_ms = VALUES(last_seen_ms)`,
-      [name, labels, namespaces, request.agentVersion],
-    )
-  } else if ((known.silentMs ?? 0) > seenEveryMs) {
-    await database.execute(`UPDATE machine SET last_seen_ms = ${nowMs} WHERE name = ?`, [name])
-  }
-  return isNew
 }
 
 /** Gives a machine its place in the region, by its public key; enrolling it again replaces the key. */

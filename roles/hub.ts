@@ -31,6 +31,7 @@ import { GoalStateController } from '../controllers/goalState/controller.ts'
 import { IndexWriter } from '../controllers/goalState/indexWriter.ts'
 import { RegionalGoals } from '../controllers/goalState/regional.ts'
 import { Revisions } from '../controllers/goalState/revisions.ts'
+import { isSettled } from '../controllers/goalState/status.ts'
 import { pipelineController } from '../controllers/pipeline/controller.ts'
 import { registerWebhook } from '../controllers/pipeline/webhook.ts'
 import { RegionController } from '../controllers/region/controller.ts'
@@ -164,6 +165,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   const index = new IndexWriter({
     ...common,
     goals: regionals,
+    isSettled: ({ goal, revision }) => isSettled(goals.get(`${goal.namespace}/${goal.name}`), revision),
     regions: () => directory.all().map(({ metadata }) => metadata.name),
     signingKey,
     renewMs: options.indexRenew,

@@ -40,8 +40,10 @@ const settings = {
   advertiseUrl: z.url().optional(),
   /** Between two readings of the hub's goals, beside the watch. */
   hubPoll: spanMs('12s'),
-  /** How soon a machine polls again. */
+  /** How soon a machine that is not held polls again. */
   agentPoll: spanMs('10s'),
+  /** How long a machine's poll is held while there is nothing new for it; 0: not at all. */
+  agentHold: spanMs('15s'),
   /** How soon a machine must begin what it was granted. */
   beginWithin: spanMs('60s'),
   /** How long after the hub's last index this region grants. */
@@ -113,6 +115,7 @@ export async function regionRole(log: Logger, signal: AbortSignal): Promise<void
     log,
     metrics,
     pollMs: options.agentPoll,
+    holdMs: options.agentHold,
     beginWithinMs: options.beginWithin,
     indexLifetimeMs: options.indexLifetime,
     unreachableMs: options.unreachable,

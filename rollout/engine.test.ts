@@ -20,6 +20,7 @@ const report = (region: string, counts: Partial<MachineCounts> = {}, fresh = tru
   counts: { ...none, ...counts },
   fresh,
   halted: false,
+  manySilent: false,
 })
 const step = (progress: Progress, reports: RegionReport[], elapsedMs = 1000, gates: Partial<Gates> = {}) =>
   advance(rollout, progress, {
@@ -182,7 +183,12 @@ test('whatever is reported, waves go one by one and never back', () => {
     fc.property(fc.array(reports, { maxLength: 30 }), (steps) => {
       let progress = start
       for (const views of steps) {
-        const regions = views.map((view, at) => ({ region: ['eu', 'us', 'ap'][at] ?? '', halted: false, ...view }))
+        const regions = views.map((view, at) => ({
+          region: ['eu', 'us', 'ap'][at] ?? '',
+          halted: false,
+          manySilent: false,
+          ...view,
+        }))
         const { progress: next, verdict } = step(progress, regions)
         assert.ok(next.waveIndex === progress.waveIndex || next.waveIndex === progress.waveIndex + 1)
         if (verdict.is === 'Failed') assert.equal(next, progress)

@@ -24,6 +24,8 @@ export interface RegionReport {
   fresh: boolean
   /** The region halted by itself. */
   halted: boolean
+  /** Many of its machines fell silent at once. */
+  manySilent: boolean
 }
 
 /** What people, the calendar and the goal's check say. */
@@ -38,11 +40,13 @@ export interface Gates {
   check?: { is: 'Ill' | 'Silent'; message: string } | undefined
 }
 
+/** Its clocks stand: nothing is known to be wrong with the release. */
+type StandsStill = 'Paused' | 'Frozen' | 'AwaitingApproval' | 'RegionSilent' | 'MachinesSilent' | 'CheckUnanswered'
+
 export type Verdict =
   | { is: 'Progressing'; message: string }
   | { is: 'Soaking'; message: string }
-  /** Its clocks stand: nothing is wrong with the machines. */
-  | { is: 'Paused' | 'Frozen' | 'AwaitingApproval' | 'RegionSilent' | 'CheckUnanswered'; message: string }
+  | { is: StandsStill; message: string }
   /** No way forward was found for progressDeadline; it goes on trying. */
   | { is: 'Late'; message: string }
   | { is: 'Failed'; message: string }
@@ -76,13 +80,14 @@ export function advance(
   view: { reports: RegionReport[]; unseen?: string[]; elapsedMs: number; gates?: Gates },
 ): { progress: Progress; verdict: Verdict } {
   const { reports, unseen = [], elapsedMs, gates = noGates } = view
+  const wave = rollout.waves[before.waveIndex]
+  // It worked. A machine that comes or falls ill later says nothing about that.
+  if (!wave) return { progress: before, verdict: { is: 'Complete', message: 'every wave is complete' } }
   const failure = failureOf(rollout, reports) ?? (gates.check?.is === 'Ill' ? gates.check.message : undefined)
   if (failure !== undefined) return { progress: before, verdict: { is: 'Failed', message: failure } }
-  const wave = rollout.waves[before.waveIndex]
-  if (!wave) return { progress: before, verdict: { is: 'Complete', message: 'every wave is complete' } }
 
   const name = `wave ${before.waveIndex + 1} of ${rollout.waves.length}`
-  const stands = (is: 'Paused' | 'Frozen' | 'AwaitingApproval' | 'RegionSilent' | 'CheckUnanswered', why: string) => ({
+  const stands = (is: StandsStill, why: string) => ({
     progress: before,
     verdict: { is, message: `${name}: ${why}` } as const,
   })
@@ -92,6 +97,9 @@ export function advance(
   const covered = reports.filter(({ region }) => covers(wave, region))
   const silent = covered.find(({ counts, fresh }) => !counts || !fresh)
   if (silent) return { ...stands('RegionSilent', `region ${silent.region} has not reported yet`), progress }
+
+  const struck = reports.find(({ manySilent }) => manySilent)
+  if (struck) return { ...stands('MachinesSilent', `many machines of ${struck.region} fell silent at once`), progress }
 
   const reached = sum(reports, ({ fetched, healthy }) => fetched + healthy)
   const waitedMs = reached > progress.reached ? 0 : progress.waitedMs + elapsedMs

@@ -57,7 +57,15 @@ export type GoalPayload = z.infer<typeof goalPayload>
 const indexPayload = z.object({
   region: z.string(),
   issuedAt: z.int(),
-  goals: z.record(z.string(), z.object({ revision: z.int(), sequence: z.int() })),
+  goals: z.record(
+    z.string(),
+    z.object({
+      revision: z.int(),
+      sequence: z.int(),
+      /** Every wave of the revision is complete: what fails from now on says nothing about it. */
+      settled: z.boolean().optional(),
+    }),
+  ),
 })
 export type IndexPayload = z.infer<typeof indexPayload>
 

@@ -10,22 +10,39 @@ export interface RegionCounts {
   failed: number
   /** Machines that an open grant, whatever for, or a failed activation keeps from serving. */
   unavailable: number
-  /** Machines that run the template, or may begin to. */
+  /** Machines that run the template, may begin to, or may have begun to and did not come back. */
   updatedOrGranted: number
+  /** So many fell silent at once that nothing is known of the release. */
+  manySilent: boolean
+}
+
+type Rules = Pick<GoalPayload, 'halted' | 'target' | 'maxUnavailable' | 'failureThreshold'> & {
+  /** The template is one gone back to, or every wave was complete: no failure holds up the others. */
+  trusted: boolean
 }
 
 /**
- * Whether a machine that has the release and waits may activate it now. `serves`: it runs something, and is not counted
- * as unavailable yet: updating one that is down anyway costs no budget. `Halts`: the region goes no further by itself.
+ * How many machines that have the release and wait may activate it now: of all, and of those that serve. Updating one that
+ * is down anyway costs no budget. `Halts`: the region goes no further by itself.
  */
+export function roomOf(goal: Rules, counts: RegionCounts): { all: number; serving: number } | 'Halts' {
+  const { desired, updated, failed, unavailable, updatedOrGranted, manySilent } = counts
+  const none = { all: 0, serving: 0 }
+  if (goal.halted) return none
+  if (!goal.trusted && failed > allowedFailures(goal.failureThreshold, { updated, desired })) return 'Halts'
+  if (!goal.trusted && manySilent) return none
+  const all = Math.max(0, targetCount(goal.target, desired) - updatedOrGranted)
+  const budget = Math.max(1, resolveCount(goal.maxUnavailable, desired))
+  return { all, serving: Math.min(all, Math.max(0, budget - unavailable)) }
+}
+
+/** Whether one more machine may; `serves`: it runs something, and is not counted as unavailable yet. */
 export function mayActivate(
-  goal: Pick<GoalPayload, 'halted' | 'rollback' | 'target' | 'maxUnavailable' | 'failureThreshold'>,
-  { desired, updated, failed, unavailable, updatedOrGranted }: RegionCounts,
+  goal: Rules,
+  counts: RegionCounts,
   { serves }: { serves: boolean },
 ): 'Yes' | 'No' | 'Halts' {
-  if (goal.halted) return 'No'
-  if (!goal.rollback && failed > allowedFailures(goal.failureThreshold, { updated, desired })) return 'Halts'
-  if (updatedOrGranted >= targetCount(goal.target, desired)) return 'No'
-  const budget = Math.max(1, resolveCount(goal.maxUnavailable, desired))
-  return serves && unavailable >= budget ? 'No' : 'Yes'
+  const room = roomOf(goal, counts)
+  if (room === 'Halts') return 'Halts'
+  return (serves ? room.serving : room.all) > 0 ? 'Yes' : 'No'
 }

@@ -22,6 +22,7 @@ import { GoalStateController } from './controller.ts'
 import { IndexWriter } from './indexWriter.ts'
 import { RegionalGoals } from './regional.ts'
 import { Revisions } from './revisions.ts'
+import { isSettled } from './status.ts'
 
 export const parts = new AsyncDisposableStack()
 export const api = parts.use(await startApiServer({ own: true }))
@@ -63,12 +64,13 @@ async function startHub(): Promise<() => Promise<void>> {
     return reflector
   }
   const regionals = await reflect(RegionalGoalState)
+  const goals = await reflect(GoalState)
   const known = await reflect(Region)
   const revisions = await reflect(GoalStateRevision)
   const directory = new RegionDirectory({ list: () => known.list(), readSecret: async () => undefined })
   const controller = new GoalStateController({
     cluster,
-    goals: await reflect(GoalState),
+    goals,
     artifacts: await reflect(Artifact),
     regionals,
     revisions: new Revisions(cluster, revisions),
@@ -89,6 +91,7 @@ async function startHub(): Promise<() => Promise<void>> {
   const index = new IndexWriter({
     cluster,
     goals: regionals,
+    isSettled: ({ goal, revision }) => isSettled(goals.get(`${goal.namespace}/${goal.name}`), revision),
     regions: () => regions,
     signingKey,
     log,

@@ -13,6 +13,8 @@ import type { Reflector } from '../../runtime/reflector.ts'
 export interface IndexWriterOptions {
   cluster: Cluster
   goals: Reflector<RegionalGoalState>
+  /** Whether every wave of the revision is complete. */
+  isSettled: (spec: RegionalGoalState['spec']) => boolean
   /** Every region, by name. */
   regions: () => string[]
   signingKey: SigningKey
@@ -49,7 +51,7 @@ export class IndexWriter {
   }
 
   async #write(region: string): Promise<{ afterMs: number } | undefined> {
-    const { cluster, goals, regions, signingKey, clock = systemClock, renewMs = 20_000 } = this.#options
+    const { cluster, goals, regions, isSettled, signingKey, clock = systemClock, renewMs = 20_000 } = this.#options
     if (!regions().includes(region)) return undefined
     const named = goals.list().filter(({ spec, metadata }) => spec.region === region && !metadata.deletionTimestamp)
     const payload: IndexPayload = {
@@ -58,7 +60,7 @@ export class IndexWriter {
       goals: Object.fromEntries(
         named.map(({ spec }) => [
           `${spec.goal.namespace}/${spec.goal.name}`,
-          { revision: spec.revision, sequence: spec.sequence },
+          { revision: spec.revision, sequence: spec.sequence, ...(isSettled(spec) && { settled: true }) },
         ]),
       ),
     }

@@ -25,6 +25,7 @@ export function reportsOf(revision: number, regions: string[], regionals: Region
       counts: current ? countsOf(status) : undefined,
       fresh: current && (status.observedSequence ?? 0) >= (regional?.spec.sequence ?? Number.POSITIVE_INFINITY),
       halted: current && status.halted === true,
+      manySilent: current && status.manySilent === true,
     }
   })
 }
@@ -42,6 +43,10 @@ export function progressOf(status: GoalStatus, waves: number): Progress {
 
 const countsOf = (status: { [Name in keyof MachineCounts]?: number | undefined }): MachineCounts =>
   Object.fromEntries(countNames.map((name) => [name, status[name] ?? 0])) as MachineCounts
+
+/** Whether every wave of the revision is complete. */
+export const isSettled = (goal: GoalState | undefined, revision: number): boolean =>
+  goal?.status?.lastGood?.revision === revision
 
 /** The status of a rollout that begins. */
 export function startRollout(

@@ -37,7 +37,7 @@ const metrics = new Metrics()
 const database = parts.use(new Database(await server.createSchema('fleet')))
 await database.migrate(join(import.meta.dirname, '../../fleet/migrations'))
 const fleet = new Fleet({
-  ...{ region, database, keys: [hubKey], url: 'https://127.0.0.1:1', clock, log, metrics, pollMs: 100 },
+  ...{ region, database, keys: [hubKey], url: 'https://127.0.0.1:1', clock, log, metrics, pollMs: 100, holdMs: 0 },
   ...{ beginWithinMs: 1000, indexLifetimeMs: 60_000, unreachableMs: 60_000, announceMs: 100, originLeaseMs: 1000 },
   store: () => undefined,
   descriptorKey: (at) => `${at}.torrent`,

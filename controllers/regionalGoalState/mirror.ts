@@ -33,6 +33,7 @@ export interface GoalStore {
         sequence: number
         revision: number
         halted: boolean
+        manySilent: boolean
         failures: MachineFailure[]
         fetch?: ArtifactSpread
       }

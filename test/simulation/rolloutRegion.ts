@@ -3,6 +3,7 @@ import { type IntOrPercent, resolveCount } from '../../api/meta.ts'
 import type { Target } from '../../rollout/envelope.ts'
 import { mayActivate } from '../../rollout/grant.ts'
 import { targetCount } from '../../rollout/plan.ts'
+import { judgeSilence, latelyMs } from '../../rollout/silence.ts'
 import type { Hub } from './rolloutSimulation.ts'
 
 const pollMs = 10_000
@@ -30,6 +31,7 @@ export interface RegionStatus {
   sequence: number
   counts: MachineCounts
   halted: boolean
+  manySilent: boolean
 }
 
 interface Grant {
@@ -78,6 +80,7 @@ export class Region {
   #haltedRevision = 0
   #indexIssuedAt = -1
   #indexSequence = -1
+  #settled = false
   #freshAtMs = Number.NEGATIVE_INFINITY
   #downUntilMs = 0
   #cutUntilMs = 0
@@ -146,13 +149,20 @@ export class Region {
     if (index && index.issuedAt > this.#indexIssuedAt) {
       this.#indexIssuedAt = index.issuedAt
       this.#indexSequence = index.sequences.get(this.name) ?? -1
+      this.#settled = index.settled
       this.#freshAtMs = nowMs
     }
     if (!this.#order || this.#chance(0.1)) return
     const { revision, sequence } = this.#order
-    const { desired, fetched, updated, healthy, failed, unreachable } = this.#count(nowMs)
+    const { desired, fetched, updated, healthy, failed, unreachable, manySilent } = this.#count(nowMs)
     const counts = { desired, fetched, updated, healthy, failed, unreachable }
-    const status = { revision, sequence, counts, halted: this.#haltedRevision === revision }
+    const status = {
+      revision,
+      sequence,
+      counts,
+      halted: this.#haltedRevision === revision && !this.#trusts(this.#order),
+      manySilent,
+    }
     // in order, as writes of one object are
     const lateMs = Math.max(this.#late.at(-1)?.atMs ?? 0, nowMs + (this.#chance(0.1) ? this.#next() * 20_000 : 0))
     this.#late.push({ atMs: lateMs, status })
@@ -244,7 +254,9 @@ export class Region {
   #grant(machine: Machine, order: Order, nowMs: number): Grant | undefined {
     const fresh = nowMs - this.#freshAtMs < indexLifetimeMs && this.#indexSequence === order.sequence
     const { report } = machine.row
-    if (!fresh || !report || order.halted || this.#haltedRevision === order.revision) return undefined
+    const trusted = this.#trusts(order)
+    if (this.#haltedRevision === order.revision && !trusted) return undefined
+    if (!fresh || !report || order.halted) return undefined
     if (report.state !== 'Fetched' || report.template !== order.template || report.running === order.template)
       return undefined
     const before = machine.grants.find((grant) => grant.revision === order.revision)
@@ -253,7 +265,7 @@ export class Region {
       return before.beginByMs > nowMs ? { ...before, sequence: order.sequence } : undefined
     machine.grants = machine.grants.filter((grant) => grant !== before)
     const counts = this.#count(nowMs)
-    const answer = mayActivate(order, counts, { serves: report.running !== undefined })
+    const answer = mayActivate({ ...order, trusted }, counts, { serves: report.running !== undefined })
     if (answer === 'Halts') this.#haltedRevision = order.revision
     if (answer !== 'Yes') return undefined
     counts.unavailable++
@@ -266,6 +278,10 @@ export class Region {
     return grant
   }
 
+  #trusts(order: Order): boolean {
+    return order.rollback || (this.#settled && this.#indexSequence === order.sequence)
+  }
+
   /** Once a tick, as a batch of grants counts once; what is granted since is counted by who grants it. */
   #count(nowMs: number) {
     if (this.#counted?.atMs !== nowMs) this.#counted = { atMs: nowMs, counts: this.countNow(nowMs) }
@@ -275,28 +291,45 @@ export class Region {
   /** As fleet/counts. */
   countNow(nowMs: number) {
     const order = this.#order
+    const trusted = order !== undefined && this.#trusts(order)
     const silentMs = nowMs - this.#upSinceMs > unreachableMs ? unreachableMs : Number.POSITIVE_INFINITY
     const counts = { desired: 0, fetched: 0, updated: 0, healthy: 0, failed: 0, unreachable: 0 }
     const all = { ...counts, unavailable: 0, updatedOrGranted: 0 }
+    const heard = { changed: { machines: 0, silent: 0 }, unchanged: { machines: 0, silent: 0 }, lately: 0 }
     for (const { row, grants } of this.machines) {
       const { report, seenMs } = row
       if (!order || seenMs === Number.NEGATIVE_INFINITY) continue
       all.desired++
       const runs = report?.running === order.template
-      const own = grants.find((grant) => grant.revision === order.revision)
-      const open = grants.some((grant) => isOpen(grant, nowMs))
-      const lost = own && !own.done && !isOpen(own, nowMs) && seenMs < own.beginByMs
-      const failed = (report?.state === 'RolledBack' && report.revision === order.revision) || lost
+      const own = grants.find((grant) => grant.revision === order.revision && !grant.done)
+      const ownOpen = own !== undefined && isOpen(own, nowMs)
+      const silent = nowMs - seenMs >= silentMs
+      const saysFailed = report?.state === 'RolledBack' && report.revision === order.revision
+      const changed = runs && report?.revision === order.revision
+      const isUnresolved = (grant: Grant) => !grant.done && !isOpen(grant, nowMs) && seenMs < grant.beginByMs
+      const unresolved = grants.some(isUnresolved)
+      const lost = silent && own !== undefined && isUnresolved(own) && !changed && !saysFailed
       if (runs || (report?.template === order.template && report.state !== 'Fetching')) all.fetched++
       if (runs) all.updated++
-      if (runs && report?.state === 'Healthy' && report.template === order.template && nowMs - seenMs < silentMs)
-        all.healthy++
-      if (failed) all.failed++
-      else if (nowMs - seenMs >= silentMs) all.unreachable++
-      if (open || report?.state === 'Activating' || (lost && !order.rollback)) all.unavailable++
-      if (runs || (own && isOpen(own, nowMs))) all.updatedOrGranted++
+      if (runs && report?.state === 'Healthy' && report.template === order.template && !silent) all.healthy++
+      const side = runs || lost ? heard.changed : heard.unchanged
+      side.machines++
+      if (saysFailed) all.failed++
+      else if (lost || (silent && changed)) heard.changed.silent++
+      else if (silent && !ownOpen) heard.unchanged.silent++
+      if (silent && nowMs - seenMs < silentMs + latelyMs) heard.lately++
+      if (grants.some((grant) => isOpen(grant, nowMs)) || report?.state === 'Activating') all.unavailable++
+      else if (unresolved && !trusted) all.unavailable++
+      if (runs || ownOpen || (own && isUnresolved(own))) all.updatedOrGranted++
     }
-    return all
+    const judged = judgeSilence(heard)
+    const failed = trusted ? 0 : judged.failed
+    return {
+      ...all,
+      failed: all.failed + failed,
+      unreachable: heard.unchanged.silent + heard.changed.silent - failed,
+      manySilent: judged.many && !trusted,
+    }
   }
 
   #checkTarget(goal: Order): void {

@@ -54,7 +54,7 @@ export class Hub {
   readonly revisions: string[] = []
   readonly told = new Map<string, Order>()
   readonly reported = new Map<string, RegionStatus>()
-  index: { issuedAt: number; sequences: Map<string, number> } | undefined
+  index: { issuedAt: number; sequences: Map<string, number>; settled: boolean } | undefined
   /** When each wave of a revision was opened, for the checks. */
   readonly opened: { revision: number; wave: number; atMs: number; soakMs: number }[] = []
   #sequence = 0
@@ -107,6 +107,7 @@ export class Hub {
     this.index = {
       issuedAt: nowMs,
       sequences: new Map([...this.told].map(([region, { sequence }]) => [region, sequence])),
+      settled: this.status.lastGood !== undefined && this.status.lastGood.revision === this.effective?.revision,
     }
   }
 
@@ -164,6 +165,7 @@ export class Hub {
         counts: current ? report.counts : undefined,
         fresh: current && report.sequence >= (this.told.get(region)?.sequence ?? Number.POSITIVE_INFINITY),
         halted: current && report.halted,
+        manySilent: current && report.manySilent,
       }
     })
     const sinceMs = nowMs - (this.#steppedMs ?? nowMs)

@@ -6,9 +6,8 @@ import { join } from 'node:path'
 import { Command } from 'commander'
 import type { MachineCounts } from '../../../api/goalState.ts'
 import { countMachines } from '../../../fleet/counts.ts'
-import { Granter, grantActivations } from '../../../fleet/grant.ts'
+import { Granter, grantActivations, type TrustedGoal } from '../../../fleet/grant.ts'
 import { advance, enterWave } from '../../../rollout/engine.ts'
-import type { GoalPayload } from '../../../rollout/envelope.ts'
 import { Database } from '../../../runtime/sql.ts'
 import { rolloutOf, simulateRollout } from '../../../test/simulation/rolloutSimulation.ts'
 import { startDatabase } from '../../parts/database.ts'
@@ -49,9 +48,9 @@ async function grants(machines: number): Promise<void> {
   }
   const goal = {
     ...{ namespace: 'demo', name: 'web', sequence: 1, revision: 1, templateHash, halted: false, rollback: false },
-    ...{ maxUnavailable: '33%', failureThreshold: '2%', target: { machines: 0, percent: 100 } },
+    ...{ trusted: false, maxUnavailable: '33%', failureThreshold: '2%', target: { machines: 0, percent: 100 } },
     template: { activation: { deadline: '60s', stop: { timeout: '30s' } } },
-  } as GoalPayload
+  } as TrustedGoal
   const options = { beginWithinMs: 60_000, unreachableMs: 60_000 }
   const count = async (what: string) => {
     const countMs = await timed(async () => void (await countMachines(database, goal, options.unreachableMs)))
@@ -95,7 +94,13 @@ function engine(): void {
   const counts: MachineCounts = {
     ...{ desired: 20_000, fetched: 20_000, updated: 9000, healthy: 9000, failed: 0, unreachable: 0 },
   }
-  const reports = ['a', 'b', 'c', 'd', 'e'].map((region) => ({ region, counts, fresh: true, halted: false }))
+  const reports = ['a', 'b', 'c', 'd', 'e'].map((region) => ({
+    region,
+    counts,
+    fresh: true,
+    halted: false,
+    manySilent: false,
+  }))
   const beganMs = performance.now()
   for (let goal = 0; goal < 100; goal++) {
     const progress = enterWave(rollout, { waveIndex: 0, open: false, soakedMs: 0, waitedMs: 0, reached: 0 })

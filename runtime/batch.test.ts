@@ -1,5 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { Transient } from '../api/errors.ts'
 import { Batch } from './batch.ts'
 
 const test = suite('batch')
@@ -36,6 +37,17 @@ test('one that fails does not take the others with it', async () => {
   const later = batch.call(9)
   await next()
   assert.is(await later, 90)
+})
+
+test('while nobody is there to answer none is tried alone', async () => {
+  let runs = 0
+  const batch = new Batch<number, number>(async () => {
+    runs++
+    throw new Transient('Unavailable', 'away')
+  })
+  const calls = [1, 2, 3].map((n) => batch.call(n).catch((error: Error) => error.message))
+  assert.equal(await Promise.all(calls), ['away', 'away', 'away'])
+  assert.is(runs, 2)
 })
 
 test.run()

@@ -1,3 +1,5 @@
+import { ShoalError } from '../api/errors.ts'
+
 interface Call<In, Out> {
   item: In
   resolve: (result: Out) => void
@@ -6,7 +8,8 @@ interface Call<In, Out> {
 
 /**
  * Runs calls together: what comes while one batch is under way is the next batch, so that a busy queue makes one
- * transaction of many and an idle one answers at once. When a batch fails, each of its calls is tried alone.
+ * transaction of many and an idle one answers at once. When a batch fails, each of its calls is tried alone, unless
+ * nobody was there to answer.
  */
 export class Batch<In, Out> {
   readonly #run: (items: In[]) => Promise<Out[]>
@@ -32,7 +35,8 @@ export class Batch<In, Out> {
     while (this.#calls.length > 0) {
       const batch = this.#calls.splice(0, this.#max)
       await this.#perform(batch).catch(async (error: unknown) => {
-        if (batch.length === 1) batch[0]?.reject(error)
+        const away = error instanceof ShoalError && error.code === 'Unavailable'
+        if (batch.length === 1 || away) for (const call of batch) call.reject(error)
         else for (const call of batch) await this.#perform([call]).catch(call.reject)
       })
     }

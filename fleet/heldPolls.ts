@@ -1,0 +1,96 @@
+import type { Clock } from '../runtime/clock.ts'
+import { type Goal, selects } from './goals.ts'
+import type { Machine } from './machines.ts'
+
+/** What a poll waits for. */
+export interface HeldPoll {
+  machine: Machine
+  untilMs: number
+  /** Goals it has the release of and no grant yet, by `namespace/name`; whether the machine serves meanwhile. */
+  waits: { goal: string; serves: boolean }[]
+  /** It refused a goal: the next index may let it in. */
+  refused: boolean
+}
+
+type Entry = HeldPoll & { wake: () => void }
+
+const sweepMs = 250
+
+/**
+ * Polls that wait for news. There are as many as the region has machines, so one is a row in a map and a promise: no timer,
+ * no signal of its own.
+ */
+export class HeldPolls {
+  readonly #clock: Clock
+  readonly #entries = new Map<string, Entry>()
+  #closing = false
+
+  constructor(clock: Clock) {
+    this.#clock = clock
+  }
+
+  get size(): number {
+    return this.#entries.size
+  }
+
+  /** Nobody is held any more: the server stops. */
+  get closing(): boolean {
+    return this.#closing
+  }
+
+  /**
+   * Resolves when there may be news, its time is over, its machine polls anew, or `release` is called. Before that an
+   * entry of the same machine is let go.
+   */
+  hold(poll: HeldPoll): { news: Promise<void>; release: () => void } {
+    const { name } = poll.machine
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.#entries.get(name)?.wake()
+    const entry: Entry = {
+      ...poll,
+      wake: () => {
+        if (this.#entries.get(name) === entry) this.#entries.delete(name)
+        resolve()
+      },
+    }
+    if (this.#closing) resolve()
+    else this.#entries.set(name, entry)
+    return { news: promise, release: entry.wake }
+  }
+
+  /** These goals are new, or changed. */
+  goalsChanged(changed: Goal[]): void {
+    this.#wake(({ machine }) => changed.some(({ payload }) => selects(payload, machine)))
+  }
+
+  indexChanged(): void {
+    this.#wake(({ refused }) => refused)
+  }
+
+  /** So many machines may activate this goal now: of all, and of those that serve. */
+  admit(goal: string, room: { all: number; serving: number }): void {
+    let { all, serving } = room
+    this.#wake(({ waits }) => {
+      const wait = all > 0 ? waits.find((each) => each.goal === goal) : undefined
+      if (!wait || (wait.serves && serving <= 0)) return false
+      all--
+      if (wait.serves) serving--
+      return true
+    })
+  }
+
+  /** Lets go whose time is over, until the signal; then everybody. */
+  async run(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const nowMs = this.#clock.monotonic()
+      this.#wake(({ untilMs }) => untilMs <= nowMs)
+      await this.#clock.sleep(sweepMs, signal).catch(() => undefined)
+    }
+    this.#closing = true
+    this.#wake(() => true)
+  }
+
+  #wake(those: (entry: HeldPoll) => boolean): void {
+    for (const entry of this.#entries.values()) if (those(entry)) entry.wake()
+  }
+}

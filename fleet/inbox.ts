@@ -1,0 +1,209 @@
+import { isDeepStrictEqual } from 'node:util'
+import type { GoalReport, PollRequest } from '../api/fleetApi.ts'
+import { Batch } from '../runtime/batch.ts'
+import type { Database } from '../runtime/sql.ts'
+import type { Goals } from './goals.ts'
+import { fromRow, type Machine, type MachineRow, nowMs } from './machines.ts'
+
+/** Machines of one batch. */
+const maxBatch = 500
+/** `last_seen` is written so often at most. */
+const seenEveryMs = 3000
+
+interface Said {
+  machine: Machine
+  poll: PollRequest
+}
+
+type Known = MachineRow & { agentVersion: string; silentMs: number | null }
+
+/** A row of machine_goal. */
+interface Reported {
+  namespace: string
+  name: string
+  machine: string
+  state: string
+  sequence: number
+  revision: number
+  template: string
+  running: string | null
+  reason: string | null
+  message: string | null
+  fetchMs: number | null
+}
+
+interface OpenGrant {
+  id: string
+  namespace: string
+  name: string
+  machine: string
+  revision: number
+  begun: number
+}
+
+const goalKey = ({ namespace, name }: { namespace: string; name: string }) => `${namespace}/${name}`
+
+/**
+ * What machines say when they poll, written down as far as it is new: three looks and few writes for all that poll at the
+ * same time. The rows are the truth, so that any replica may hear any machine.
+ */
+export class Inbox {
+  readonly #database: Database
+  readonly #goals: Goals
+  readonly #batch: Batch<Said, undefined>
+
+  constructor(database: Database, goals: Goals) {
+    this.#database = database
+    this.#goals = goals
+    this.#batch = new Batch((said) => this.#takeAll(said), maxBatch)
+  }
+
+  async take(machine: Machine, poll: PollRequest): Promise<void> {
+    await this.#batch.call({ machine, poll })
+  }
+
+  async #takeAll(said: Said[]): Promise<undefined[]> {
+    // Who polled twice is heard as it spoke last.
+    const last = new Map(said.map((each) => [each.machine.name, each]))
+    await this.#noteMachines(last)
+    await this.#noteReports(last)
+    return said.map(() => undefined)
+  }
+
+  async #noteMachines(said: Map<string, Said>): Promise<void> {
+    const names = [...said.keys()].sort()
+    const rows = await this.#database.query<Known>(
+      // Index: PRIMARY.
+      `SELECT name, labels, namespaces, agent_version AS agentVersion, ${nowMs} - last_seen_ms AS silentMs
+       FROM machine WHERE name IN (?)`,
+      [names],
+    )
+    const known = new Map(rows.map((row) => [row.name, row]))
+    const fresh = names.flatMap((name) => {
+      const each = said.get(name)
+      return each && !isKnown(known.get(name), each) ? [each] : []
+    })
+    if (fresh.length > 0)
+      await this.#database.execute(
+        `INSERT INTO machine (name, labels, namespaces, agent_version) VALUES ?
+         ON DUPLICATE KEY UPDATE labels = VALUES(labels), namespaces = VALUES(namespaces),
+           agent_version = VALUES(agent_version)`,
+        [
+          fresh.map(({ machine: { name, labels, namespaces }, poll }) => [
+            ...[name, JSON.stringify(labels), JSON.stringify(namespaces), poll.agentVersion],
+          ]),
+        ],
+      )
+    const due = names.filter((name) => (known.get(name)?.silentMs ?? Number.POSITIVE_INFINITY) > seenEveryMs)
+    if (due.length > 0)
+      await this.#database.execute(`UPDATE machine SET last_seen_ms = ${nowMs} WHERE name IN (?)`, [due])
+  }
+
+  async #noteReports(said: Map<string, Said>): Promise<void> {
+    const names = [...said.keys()]
+    const rows = await this.#database.query<Reported>(
+      // Index: by_machine.
+      `SELECT namespace, name, machine, state, sequence, revision, template, running, reason, message,
+         fetch_ms AS fetchMs FROM machine_goal WHERE machine IN (?)`,
+      [names],
+    )
+    const grants = await this.#database.query<OpenGrant>(
+      // Index: by_holder.
+      'SELECT id, namespace, name, machine, revision, begun FROM activation_grant WHERE machine IN (?)',
+      [names],
+    )
+    const before = groupBy(rows)
+    const held = groupBy(grants)
+    const changed: Reported[] = []
+    const unselected: Reported[] = []
+    const begun: string[] = []
+    const over: string[] = []
+    for (const [name, { machine, poll }] of said) {
+      const reports = new Map(poll.goals.map((report) => [goalKey(report), report]))
+      const selected = new Set(this.#goals.selecting(machine).map(({ payload }) => goalKey(payload)))
+      const known = new Map((before.get(name) ?? []).map((row) => [goalKey(row), row]))
+      for (const [key, row] of known) {
+        if (this.#goals.offered.has(key) && !selected.has(key)) unselected.push(row)
+        // A goal that is not offered here may be a newer one, or withdrawn.
+        else selected.add(key)
+      }
+      for (const key of selected) {
+        const now = asRow(name, key, known.get(key), reports.get(key))
+        if (now) changed.push(now)
+      }
+      for (const grant of held.get(name) ?? []) {
+        const report = reports.get(goalKey(grant))
+        if (!report) continue
+        if (isOver(grant, report)) over.push(grant.id)
+        else if (report.grantId === grant.id && report.state === 'Activating' && !grant.begun) begun.push(grant.id)
+      }
+    }
+    await this.#write(changed)
+    // After what the machine said is written: until then its grant counts.
+    if (begun.length > 0)
+      await this.#database.execute('UPDATE activation_grant SET begun = TRUE WHERE id IN (?)', [begun.sort()])
+    if (over.length > 0) await this.#database.execute('DELETE FROM activation_grant WHERE id IN (?)', [over.sort()])
+    for (const { namespace, name, machine } of unselected) await this.#goals.deselect({ namespace, name }, [machine])
+  }
+
+  async #write(rows: Reported[]): Promise<void> {
+    if (rows.length === 0) return
+    // In one order, so that replicas don't wait for each other.
+    rows.sort((a, b) => (`${goalKey(a)}/${a.machine}` < `${goalKey(b)}/${b.machine}` ? -1 : 1))
+    await this.#database.execute(
+      `INSERT INTO machine_goal (namespace, name, machine, state, sequence, revision, template, running, reason, message,
+         fetch_ms) VALUES ?
+       ON DUPLICATE KEY UPDATE state = VALUES(state), sequence = VALUES(sequence), revision = VALUES(revision),
+         template = VALUES(template), running = VALUES(running), reason = VALUES(reason), message = VALUES(message),
+         fetch_ms = VALUES(fetch_ms)`,
+      [
+        rows.map((row) => [
+          ...[row.namespace, row.name, row.machine, row.state, row.sequence, row.revision, row.template, row.running],
+          ...[row.reason, row.message, row.fetchMs],
+        ]),
+      ],
+    )
+  }
+}
+
+function isKnown(known: Known | undefined, { machine, poll }: Said): boolean {
+  if (!known || known.silentMs === null || known.agentVersion !== poll.agentVersion) return false
+  // One server gives JSON back as it was written, the other with its own spaces and order.
+  const { labels, namespaces } = fromRow(known)
+  return isDeepStrictEqual(labels, machine.labels) && isDeepStrictEqual(namespaces, machine.namespaces)
+}
+
+/** What is to be written of a machine and a goal that selects it; undefined when it is there already. */
+function asRow(
+  machine: string,
+  key: string,
+  before: Reported | undefined,
+  report: GoalReport | undefined,
+): Reported | undefined {
+  if (!report) {
+    if (before) return undefined
+    const [namespace = '', name = ''] = key.split('/')
+    const nothing = { running: null, reason: null, message: null, fetchMs: null }
+    return { namespace, name, machine, state: 'Waiting', sequence: 0, revision: 0, template: '', ...nothing }
+  }
+  const { namespace, name, state, sequence, revision, template } = report
+  const now: Reported = {
+    ...{ namespace, name, machine, state, sequence, revision, template },
+    running: report.running ?? null,
+    reason: report.reason ?? null,
+    message: report.message ?? null,
+    fetchMs: report.fetchMs ?? (before?.template === template ? before.fetchMs : null),
+  }
+  return before && isDeepStrictEqual({ ...before }, now) ? undefined : now
+}
+
+/** How it ended was said, or the machine holds a later revision and activates nothing. */
+function isOver({ id, revision }: OpenGrant, report: GoalReport): boolean {
+  if (report.state === 'Activating') return false
+  const ended = report.state === 'Healthy' || report.state === 'Failed' || report.state === 'RolledBack'
+  return (ended && report.grantId === id) || revision < report.revision
+}
+
+function groupBy<T extends { machine: string }>(rows: T[]): Map<string, T[]> {
+  return Map.groupBy(rows, ({ machine }) => machine)
+}

@@ -1,0 +1,139 @@
+import { type GoalReport, type Grant, type PollAnswer, type PollRequest, pollRequest } from '../api/fleetApi.ts'
+import type { Clock } from '../runtime/clock.ts'
+import type { Metrics } from '../runtime/metrics.ts'
+import type { Server } from '../runtime/server.ts'
+import type { Database } from '../runtime/sql.ts'
+import type { Callers } from './callers.ts'
+import type { Goal, Goals } from './goals.ts'
+import { Granter } from './grant.ts'
+import type { HeldPolls } from './heldPolls.ts'
+import type { HubIndex } from './hubIndex.ts'
+import { Inbox } from './inbox.ts'
+import type { Machine } from './machines.ts'
+
+export interface PollRouteOptions {
+  database: Database
+  goals: Goals
+  index: HubIndex
+  held: HeldPolls
+  callers: Callers
+  clock: Clock
+  metrics: Metrics
+  /** How soon a machine that is not held polls again. */
+  pollMs: number
+  /** How long one is held while there is nothing new, at most. */
+  holdMs: number
+  beginWithinMs: number
+  /** How long a machine must be silent to be unreachable; longer while this server itself is young. */
+  unreachableMs: () => number
+  random?: () => number
+}
+
+/** Between an answer to a machine that is held and its next question. */
+const gapMs = 250
+
+/**
+ * POST /v1/agent/poll. What the machine reports is written down; what is new for it is the answer. While nothing is, one
+ * that asks to wait is held: a goal reaches it as soon as this server has it, and a grant when it is its turn.
+ */
+export function registerPollRoute(server: Server, options: PollRouteOptions): void {
+  const { database, goals, index, held, clock, metrics, random = Math.random } = options
+  const inbox = new Inbox(database, goals)
+  const granter = new Granter(database)
+  const grants = metrics.counter('grants_total', 'Permissions to activate that were given.')
+  const holding = metrics.gauge('held_polls', 'Machines that wait for an answer here.')
+
+  server.post('/v1/agent/poll', async (request, reply): Promise<PollAnswer> => {
+    const name = await options.callers.identify(request.headers)
+    const poll = pollRequest.parse(request.body)
+    const machine: Machine = { name, labels: poll.labels, namespaces: poll.namespaces }
+    await inbox.take(machine, poll)
+    const holdMs = Math.min(poll.waitMs ?? 0, options.holdMs) * (0.8 + random() * 0.2)
+    const untilMs = clock.monotonic() + holdMs
+    const gone = new Promise<void>((resolve) => reply.raw.once('close', resolve))
+    for (let woken = holdMs === 0; ; woken = true) {
+      const waits = waitsOf(poll, goals.selecting(machine))
+      // Held before it is looked for, so that no news goes by in between.
+      const entry = held.hold({ machine, untilMs, waits: waits.map(toWait), refused: poll.goals.some(isRefusal) })
+      const news = await newsFor(machine, poll, { waits, refusedToo: woken })
+      if (news || untilMs <= clock.monotonic() || held.closing || reply.raw.destroyed) {
+        entry.release()
+        return answer(news, holdMs > 0)
+      }
+      void gone.then(entry.release)
+      holding.set(held.size)
+      await entry.news
+      holding.set(held.size)
+    }
+  })
+
+  function answer(news: Omit<PollAnswer, 'pollAfterMs'> | undefined, waits: boolean): PollAnswer {
+    // When this server stops they don't all come back together.
+    const pollAfterMs = held.closing ? options.pollMs * random() : (waits ? gapMs : options.pollMs) * jitter()
+    return { goals: [], grants: [], ...news, pollAfterMs: Math.round(pollAfterMs) }
+  }
+  const jitter = () => 0.8 + random() * 0.4
+
+  async function newsFor(
+    machine: Machine,
+    { goals: reports }: PollRequest,
+    { waits, refusedToo }: { waits: Waiting[]; refusedToo: boolean },
+  ): Promise<Omit<PollAnswer, 'pollAfterMs'> | undefined> {
+    const given = await grantsFor(machine.name, waits)
+    const unknown = goals.selecting(machine).filter((goal) => {
+      const report = reports.find((each) => isOf(each, goal))
+      if (report?.sequence === goal.payload.sequence) return false
+      return refusedToo || !report || !isRefusal(report)
+    })
+    if (unknown.length === 0 && given.length === 0) return undefined
+    return {
+      ...(unknown.length > 0 && index.envelope !== undefined && { index: index.envelope }),
+      goals: unknown.map(({ envelope }) => envelope),
+      grants: given,
+    }
+  }
+
+  async function grantsFor(machine: string, waits: Waiting[]): Promise<Grant[]> {
+    const given: Grant[] = []
+    for (const { goal } of waits) {
+      const { payload } = goal
+      if (!index.fresh || !index.names(payload)) continue
+      // Nothing begins later than the index that allows it is good for.
+      const beginWithinMs = () => Math.floor(Math.min(options.beginWithinMs, index.leftMs))
+      const grant = await granter.ask({ ...payload, trusted: index.trusts(payload) }, machine, () => ({
+        beginWithinMs: beginWithinMs(),
+        unreachableMs: options.unreachableMs(),
+      }))
+      if (!grant) continue
+      given.push({ ...grant, beginWithinMs: Math.min(grant.beginWithinMs, beginWithinMs()) })
+      grants.inc()
+    }
+    return given
+  }
+}
+
+interface Waiting {
+  goal: Goal
+  serves: boolean
+}
+
+const keyOf = ({ payload }: Goal) => `${payload.namespace}/${payload.name}`
+
+const isOf = (report: GoalReport, { payload }: Goal) =>
+  report.namespace === payload.namespace && report.name === payload.name
+
+const toWait = ({ goal, serves }: Waiting) => ({ goal: keyOf(goal), serves })
+
+/** It may have been sent a goal that it did not take: sent again at once, it would ask again at once. */
+const isRefusal = ({ reason }: GoalReport) => reason !== undefined
+
+/** The goals whose release the machine has and doesn't run: only these are worth a transaction. */
+function waitsOf({ goals: reports }: PollRequest, selecting: Goal[]): Waiting[] {
+  return selecting.flatMap((goal) => {
+    const { templateHash } = goal.payload
+    const waiting = reports.find(
+      (report) => isOf(report, goal) && report.state === 'Fetched' && report.template === templateHash,
+    )
+    return waiting ? [{ goal, serves: waiting.running !== undefined }] : []
+  })
+}
