@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto'
 import { ShoalError } from '../api/errors.ts'
 import type { Clock } from '../runtime/clock.ts'
 import { type TrustedCluster, verifyMachineToken, verifyServiceAccountToken } from '../runtime/identity.ts'
@@ -32,12 +31,11 @@ export class Callers {
   async identify(headers: { authorization?: string | undefined }): Promise<string> {
     const token = bearerToken(headers)
     const nowMs = this.#options.clock.monotonic()
-    const hash = createHash('sha256').update(token).digest('base64')
-    const kept = this.#kept.get(hash)
+    const kept = this.#kept.get(token)
     if (kept && kept.untilMs > nowMs) return kept.machine
     const machine = await this.#verify(token)
     if (this.#kept.size >= keptTokens) this.#kept.clear()
-    this.#kept.set(hash, { machine, untilMs: nowMs + keptMs })
+    this.#kept.set(token, { machine, untilMs: nowMs + keptMs })
     return machine
   }
 

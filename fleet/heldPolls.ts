@@ -15,6 +15,9 @@ export interface HeldPoll {
 type Entry = HeldPoll & { wake: () => void }
 
 const sweepMs = 250
+/** 5,000 a second: more can't be answered, and what else this server does would wait for all of them. */
+const turnSize = 100
+const turnMs = 20
 
 /**
  * Polls that wait for news. There are as many as the region has machines, so one is a row in a map and a promise: no timer,
@@ -91,6 +94,13 @@ export class HeldPolls {
   }
 
   #wake(those: (entry: HeldPoll) => boolean): void {
-    for (const entry of this.#entries.values()) if (those(entry)) entry.wake()
+    void this.#wakeInTurn([...this.#entries.values()].filter(those))
+  }
+
+  async #wakeInTurn(entries: Entry[]): Promise<void> {
+    for (let at = 0; at < entries.length; at += turnSize) {
+      if (at > 0) await this.#clock.sleep(turnMs)
+      for (const entry of entries.slice(at, at + turnSize)) entry.wake()
+    }
   }
 }

@@ -3,10 +3,12 @@ import type { GoalReport, PollRequest } from '../api/fleetApi.ts'
 import { Batch } from '../runtime/batch.ts'
 import type { Database } from '../runtime/sql.ts'
 import type { Goals } from './goals.ts'
-import { fromRow, type Machine, type MachineRow, nowMs } from './machines.ts'
+import { type Machine, type MachineRow, nowMs } from './machines.ts'
 
 /** Machines of one batch. */
 const maxBatch = 500
+/** A poll may take so much longer: twenty that come together are written for the price of two. */
+const gatherMs = 10
 /** `last_seen` is written so often at most. */
 const seenEveryMs = 3000
 
@@ -32,6 +34,11 @@ interface Reported {
   fetchMs: number | null
 }
 
+const columns = [
+  ...(['namespace', 'name', 'machine', 'state', 'sequence', 'revision', 'template', 'running', 'reason'] as const),
+  ...(['message', 'fetchMs'] as const),
+]
+
 interface OpenGrant {
   id: string
   namespace: string
@@ -55,7 +62,7 @@ export class Inbox {
   constructor(database: Database, goals: Goals) {
     this.#database = database
     this.#goals = goals
-    this.#batch = new Batch((said) => this.#takeAll(said), maxBatch)
+    this.#batch = new Batch((said) => this.#takeAll(said), maxBatch, gatherMs)
   }
 
   async take(machine: Machine, poll: PollRequest): Promise<void> {
@@ -168,10 +175,12 @@ export class Inbox {
 
 function isKnown(known: Known | undefined, { machine, poll }: Said): boolean {
   if (!known || known.silentMs === null || known.agentVersion !== poll.agentVersion) return false
-  // One server gives JSON back as it was written, the other with its own spaces and order.
-  const { labels, namespaces } = fromRow(known)
-  return isDeepStrictEqual(labels, machine.labels) && isDeepStrictEqual(namespaces, machine.namespaces)
+  return isSame(known.labels, machine.labels) && isSame(known.namespaces, machine.namespaces)
 }
+
+/** One server gives JSON back as it was written, the other with its own spaces and order. */
+const isSame = (stored: string, given: unknown): boolean =>
+  stored === JSON.stringify(given) || isDeepStrictEqual(JSON.parse(stored), given)
 
 /** What is to be written of a machine and a goal that selects it; undefined when it is there already. */
 function asRow(
@@ -194,7 +203,7 @@ function asRow(
     message: report.message ?? null,
     fetchMs: report.fetchMs ?? (before?.template === template ? before.fetchMs : null),
   }
-  return before && isDeepStrictEqual({ ...before }, now) ? undefined : now
+  return before && columns.every((column) => before[column] === now[column]) ? undefined : now
 }
 
 /** How it ended was said, or the machine holds a later revision and activates nothing. */

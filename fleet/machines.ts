@@ -20,7 +20,7 @@ export interface MachineRow {
   namespaces: string
 }
 
-export const fromRow = ({ name, labels, namespaces }: MachineRow): Machine => ({
+const fromRow = ({ name, labels, namespaces }: MachineRow): Machine => ({
   name,
   labels: JSON.parse(labels) as Record<string, string>,
   namespaces: JSON.parse(namespaces) as string[],

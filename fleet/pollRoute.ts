@@ -48,17 +48,18 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     const poll = pollRequest.parse(request.body)
     const machine: Machine = { name, labels: poll.labels, namespaces: poll.namespaces }
     await inbox.take(machine, poll)
-    const holdMs = Math.min(poll.waitMs ?? 0, options.holdMs) * (0.8 + random() * 0.2)
-    const untilMs = clock.monotonic() + holdMs
+    const mayHoldMs = Math.min(poll.waitMs ?? 0, options.holdMs)
+    if (mayHoldMs === 0) return answer(await newsFor(machine, poll, { waits: waitsOf(poll, goals.selecting(machine)) }))
+    const untilMs = clock.monotonic() + mayHoldMs * (0.8 + random() * 0.2)
     const gone = new Promise<void>((resolve) => reply.raw.once('close', resolve))
-    for (let woken = holdMs === 0; ; woken = true) {
+    for (let woken = false; ; woken = true) {
       const waits = waitsOf(poll, goals.selecting(machine))
       // Held before it is looked for, so that no news goes by in between.
       const entry = held.hold({ machine, untilMs, waits: waits.map(toWait), refused: poll.goals.some(isRefusal) })
-      const news = await newsFor(machine, poll, { waits, refusedToo: woken })
+      const news = await newsFor(machine, poll, { waits, butRefused: !woken })
       if (news || untilMs <= clock.monotonic() || held.closing || reply.raw.destroyed) {
         entry.release()
-        return answer(news, holdMs > 0)
+        return answer(news, { waits: true })
       }
       void gone.then(entry.release)
       holding.set(held.size)
@@ -67,7 +68,7 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     }
   })
 
-  function answer(news: Omit<PollAnswer, 'pollAfterMs'> | undefined, waits: boolean): PollAnswer {
+  function answer(news: Omit<PollAnswer, 'pollAfterMs'> | undefined, { waits = false } = {}): PollAnswer {
     // When this server stops they don't all come back together.
     const pollAfterMs = held.closing ? options.pollMs * random() : (waits ? gapMs : options.pollMs) * jitter()
     return { goals: [], grants: [], ...news, pollAfterMs: Math.round(pollAfterMs) }
@@ -77,13 +78,13 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
   async function newsFor(
     machine: Machine,
     { goals: reports }: PollRequest,
-    { waits, refusedToo }: { waits: Waiting[]; refusedToo: boolean },
+    { waits, butRefused = false }: { waits: Waiting[]; butRefused?: boolean },
   ): Promise<Omit<PollAnswer, 'pollAfterMs'> | undefined> {
     const given = await grantsFor(machine.name, waits)
     const unknown = goals.selecting(machine).filter((goal) => {
       const report = reports.find((each) => isOf(each, goal))
       if (report?.sequence === goal.payload.sequence) return false
-      return refusedToo || !report || !isRefusal(report)
+      return !(butRefused && report && isRefusal(report))
     })
     if (unknown.length === 0 && given.length === 0) return undefined
     return {

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises'
 import { ShoalError } from '../api/errors.ts'
 
 interface Call<In, Out> {
@@ -14,13 +15,15 @@ interface Call<In, Out> {
 export class Batch<In, Out> {
   readonly #run: (items: In[]) => Promise<Out[]>
   readonly #max: number
+  readonly #gatherMs: number
   #calls: Call<In, Out>[] = []
   #busy = false
 
-  /** `run` gives one result for each item, in their order. */
-  constructor(run: (items: In[]) => Promise<Out[]>, max = 200) {
+  /** `run` gives one result for each item, in their order. `gatherMs`: how long a batch waits for more before it runs. */
+  constructor(run: (items: In[]) => Promise<Out[]>, max = 200, gatherMs = 0) {
     this.#run = run
     this.#max = max
+    this.#gatherMs = gatherMs
   }
 
   call(item: In): Promise<Out> {
@@ -33,6 +36,7 @@ export class Batch<In, Out> {
   async #work(): Promise<void> {
     this.#busy = true
     while (this.#calls.length > 0) {
+      if (this.#gatherMs > 0 && this.#calls.length < this.#max) await delay(this.#gatherMs)
       const batch = this.#calls.splice(0, this.#max)
       await this.#perform(batch).catch(async (error: unknown) => {
         const away = error instanceof ShoalError && error.code === 'Unavailable'
