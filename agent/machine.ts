@@ -13,7 +13,7 @@ import type { FleetClient } from './fleet.ts'
 import { type GoalBook, goalKey } from './goals.ts'
 import { PlaceClient, placeDirs, releasesInUse, type StartSupervisor } from './place.ts'
 import { Release, releaseName, removeReleases } from './releases.ts'
-import { type FetchProgress, reportGoal, reportRefusal } from './report.ts'
+import { type FetchProgress, type HandOver, reportGoal, reportRefusal } from './report.ts'
 import { Sight } from './sight.ts'
 import type { PlaceStatus } from './supervisor/protocol.ts'
 
@@ -39,7 +39,7 @@ export class Machine implements AsyncDisposable {
   readonly #releasesDir: string
   readonly #placesDir: string
   readonly #fetches = new Map<string, ReleaseFetch>()
-  readonly #handOvers = new Map<string, { grantId: string; revision: number; message: string }>()
+  readonly #handOvers = new Map<string, HandOver>()
   readonly #sight: Sight
   readonly #stop = new AbortController()
   #watching: Promise<void> = Promise.resolve()
@@ -104,7 +104,7 @@ export class Machine implements AsyncDisposable {
         // Starting a supervisor took its time.
         why = refuse()
         if (why === undefined) {
-          const request = { id: grant.id, goal: key, revision: goal.revision, run }
+          const request = { id: grant.id, goal: key, uid: goal.uid, revision: goal.revision, run }
           const answer = await place.ask({ command: 'activate', request })
           if (!answer.ok) throw new Error(answer.message)
           this.#handOvers.delete(key)
@@ -112,7 +112,7 @@ export class Machine implements AsyncDisposable {
         }
       } catch (error) {
         const message = (error as Error).message
-        this.#handOvers.set(key, { grantId: grant.id, revision: grant.revision, message })
+        this.#handOvers.set(key, { grantId: grant.id, uid: goal.uid, revision: grant.revision, message })
         log.error({ goal: key, grant: grant.id, err: error }, 'activation not handed over')
       }
     }

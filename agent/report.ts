@@ -17,13 +17,20 @@ export interface FetchProgress {
   problem: { reason: string; message: string } | undefined
 }
 
+/** A grant that could not even be handed to the supervisor. */
+export interface HandOver {
+  grantId: string
+  uid: string
+  revision: number
+  message: string
+}
+
 interface Situation {
   goal: GoalPayload
   progress: FetchProgress
   place: PlaceStatus | undefined
   refusal: Refusal | undefined
-  /** A grant that could not even be handed to the supervisor. */
-  handOver: { grantId: string; revision: number; message: string } | undefined
+  handOver: HandOver | undefined
 }
 
 type Standing = { state: MachineState } & Partial<Pick<GoalReport, 'grantId' | 'reason' | 'message'>>
@@ -49,12 +56,14 @@ export function reportGoal(situation: Situation): GoalReport {
 
 function judge({ goal, progress, place, handOver }: Situation): Standing {
   const { activating, outcome, accepted, running, unhealthyForMs = 0 } = place ?? {}
-  const ours = outcome?.goal === goalKey(goal) && outcome.revision === goal.revision ? outcome : undefined
+  const sameLife = outcome?.uid === undefined || outcome.uid === goal.uid
+  const isOurs = outcome?.goal === goalKey(goal) && sameLife && outcome.revision === goal.revision
+  const ours = isOurs ? outcome : undefined
   const grant = ours && { grantId: ours.id }
   // also of what an earlier revision allowed: it is down meanwhile
   if (activating) return { state: 'Activating', grantId: activating.id }
   if (running === goal.templateHash) return { state: 'Healthy', ...grant }
-  if (handOver?.revision === goal.revision)
+  if (handOver?.revision === goal.revision && handOver.uid === goal.uid)
     return { state: 'Failed', grantId: handOver.grantId, reason: 'ActivationFailed', message: handOver.message }
   if (ours && ours.result !== 'Healthy' && ours.template === goal.templateHash) {
     const failure = { reason: 'ActivationFailed', message: ours.message ?? '' }

@@ -171,6 +171,39 @@ test('a machine that failed halts the revision in its region, and is reported wi
   assert.is((await other.poll(replicas[0].url, [report(next, { running: old })])).grants.length, 1)
 })
 
+test('a goal that was deleted and made again has nothing to do with what was halted, failed and granted before', async () => {
+  const { database, replicas } = await startRegion()
+  const [{ url }] = replicas
+  const [bad, other, third] = await Promise.all(['bad', 'other', 'third'].map((name) => machine(database, name)))
+  const first = goal(1, { maxUnavailable: '100%' })
+  for (const m of [bad, other, third]) await m?.poll(url)
+  await say(replicas, first)
+  assert.is((await third?.poll(url, [report(first, { running: old })]))?.grants.length, 1)
+  await bad?.poll(url, [report(first, { state: 'RolledBack', running: old })])
+  assert.is((await other?.poll(url, [report(first, { running: old })]))?.grants.length, 0)
+  assert.is((await countsOf(replicas[0]))?.halted, true)
+  const again = goal(5, { uid: 'another', revision: 1, maxUnavailable: 2 })
+  await say(replicas, again)
+  assert.equal([(await countsOf(replicas[0]))?.halted, (await countsOf(replicas[0]))?.failed], [false, 0])
+  // the third may still begin what it was granted then: that holds budget
+  assert.is((await other?.poll(url, [report(again, { running: old })]))?.grants.length, 1)
+  assert.is((await bad?.poll(url, [report(again, { running: old })]))?.grants.length, 0)
+  assert.is((await third?.poll(url, [report(again, { state: 'Fetching', running: old })]))?.grants.length, 0)
+  assert.is((await bad?.poll(url, [report(again, { running: old })]))?.grants.length, 1)
+})
+
+test('a number that a restored hub uses for another template starts afresh', async () => {
+  const { database, replicas } = await startRegion()
+  const m = await machine(database, 'm')
+  await m.poll(replicas[0].url)
+  const lost = goal(2)
+  await say(replicas, lost)
+  await m.poll(replicas[0].url, [report(lost, { state: 'RolledBack', running: old })])
+  const used = goal(3, { revision: 2, template: web('./other') })
+  await say(replicas, used)
+  assert.is((await m.poll(replicas[0].url, [report(used, { running: old })])).grants.length, 1)
+})
+
 test('a machine that runs the template already counts as updated without a grant', async () => {
   const { database, replicas } = await startRegion()
   const payload = goal(1)

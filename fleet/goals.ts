@@ -98,9 +98,10 @@ export class Goals {
              template = VALUES(template), envelope = VALUES(envelope), withdrawn = FALSE`,
           [namespace, name, sequence, revision, templateHash, envelope],
         )
-        const before = known && !known.withdrawn ? this.#verified(known.envelope) : undefined
+        const before = known && this.#verified(known.envelope)
+        if (before && standsForAnother(before, payload)) await forgetNumbers(sql, payload)
         // Machines that came since then were selected when they polled.
-        if (!before || !isDeepStrictEqual(before.selector, payload.selector))
+        if (!before || known.withdrawn || !isDeepStrictEqual(before.selector, payload.selector))
           await selectMachines(sql, payload, await heardMachines(sql))
         return true
       },
@@ -133,6 +134,25 @@ export class Goals {
   deselect(goal: { namespace: string; name: string }, machines: string[]): Promise<void> {
     return deselectMachines(this.#database, goal, machines)
   }
+}
+
+/** The hub counts anew: the goal was deleted and made again, or the hub was restored from a backup. */
+const standsForAnother = (before: GoalPayload, now: GoalPayload): boolean =>
+  now.uid !== before.uid ||
+  now.revision < before.revision ||
+  (now.revision === before.revision && now.templateHash !== before.templateHash)
+
+/**
+ * What was reported, granted and halted under the numbers so far says nothing about the same numbers from now on. Grants
+ * go on holding budget, as those of earlier revisions do. Indexes: PRIMARY of goal and machine_goal, by_machine.
+ */
+async function forgetNumbers(sql: Sql, { namespace, name }: GoalPayload): Promise<void> {
+  for (const change of [
+    'goal SET halted_revision = NULL',
+    'machine_goal SET revision = 0',
+    'activation_grant SET revision = revision - 1000000',
+  ])
+    await sql.execute(`UPDATE ${change} WHERE namespace = ? AND name = ?`, [namespace, name])
 }
 
 /** A goal selects machines that serve its namespace and have all its labels. */

@@ -12,7 +12,8 @@ export interface HeldPoll {
   refused: boolean
 }
 
-type Entry = HeldPoll & { wake: () => void }
+type Woken = 'MayHaveNews' | 'Superseded'
+type Entry = HeldPoll & { wake: (why: Woken) => void }
 
 const sweepMs = 250
 /** 5,000 a second: more can't be answered, and what else this server does would wait for all of them. */
@@ -42,23 +43,22 @@ export class HeldPolls {
   }
 
   /**
-   * Resolves when there may be news, its time is over, its machine polls anew, or `release` is called. Before that an
-   * entry of the same machine is let go.
+   * Resolves when there may be news, its time is over, or `release` is called; `Superseded` when its machine polls anew.
    */
-  hold(poll: HeldPoll): { news: Promise<void>; release: () => void } {
+  hold(poll: HeldPoll): { news: Promise<Woken>; release: () => void } {
     const { name } = poll.machine
-    const { promise, resolve } = Promise.withResolvers<void>()
-    this.#entries.get(name)?.wake()
+    const { promise, resolve } = Promise.withResolvers<Woken>()
+    this.#entries.get(name)?.wake('Superseded')
     const entry: Entry = {
       ...poll,
-      wake: () => {
+      wake: (why) => {
         if (this.#entries.get(name) === entry) this.#entries.delete(name)
-        resolve()
+        resolve(why)
       },
     }
-    if (this.#closing) resolve()
+    if (this.#closing) resolve('MayHaveNews')
     else this.#entries.set(name, entry)
-    return { news: promise, release: entry.wake }
+    return { news: promise, release: () => entry.wake('MayHaveNews') }
   }
 
   /** These goals are new, or changed. */
@@ -100,7 +100,7 @@ export class HeldPolls {
   async #wakeInTurn(entries: Entry[]): Promise<void> {
     for (let at = 0; at < entries.length; at += turnSize) {
       if (at > 0) await this.#clock.sleep(turnMs)
-      for (const entry of entries.slice(at, at + turnSize)) entry.wake()
+      for (const entry of entries.slice(at, at + turnSize)) entry.wake('MayHaveNews')
     }
   }
 }

@@ -63,8 +63,9 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
       }
       void gone.then(entry.release)
       holding.set(held.size)
-      await entry.news
+      const why = await entry.news
       holding.set(held.size)
+      if (why === 'Superseded') return answer(undefined, { waits: true })
     }
   })
 

@@ -310,10 +310,11 @@ export class Place {
 }
 
 function ended(request: ActivationRequest, result: Outcome['result'], message?: string): Outcome {
-  const { id, goal, revision, run } = request
+  const { id, goal, uid, revision, run } = request
   return {
     id,
     goal,
+    ...(uid !== undefined && { uid }),
     revision,
     template: run.template,
     result,

@@ -29,6 +29,8 @@ export interface ActivationRequest {
   id: string
   /** The goal, as namespace/name. */
   goal: string
+  /** Of the GoalState: one that was deleted and made anew counts its revisions anew. */
+  uid?: string
   revision: number
   run: Run
 }
@@ -37,6 +39,7 @@ export interface ActivationRequest {
 export interface Outcome {
   id: string
   goal: string
+  uid?: string
   revision: number
   template: string
   result: 'Healthy' | 'RolledBack' | 'Failed' | 'Interrupted'

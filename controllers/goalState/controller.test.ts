@@ -2,6 +2,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { GoalState, GoalStateRevision } from '../../api/goalState.ts'
 import { indexName, regionNamespace } from '../../api/regionApi.ts'
+import { RegionalGoalState } from '../../api/regionalGoalState.ts'
 import { until } from '../../hack/parts/process.ts'
 import { openIndex } from '../../rollout/envelope.ts'
 import { core } from '../../runtime/core.ts'
@@ -160,6 +161,45 @@ test('what is wrong in itself is refused before it is kept', async () => {
       (error: unknown) => assert.match((error as Error).message, why),
     )
   assert.is(await read(namespace), undefined)
+})
+
+test('after a restore the regions, which know more, are told anew, and no number of theirs is used again', async () => {
+  const namespace = await newNamespace()
+  await artifact(namespace, 'web-1')
+  await artifact(namespace, 'web-2')
+  await apply(namespace, 'web-1')
+  await rollOut(namespace, 'Ready', 'RolledOut')
+  const before = await told(namespace, 'eu')
+  assert.ok(before)
+  // What the region was told after the backup, it still has.
+  const later = before.sequence + 1_000_000
+  const status = { observedRevision: 7, observedSequence: later, desired: 4 }
+  const object = { metadata: { name: `${namespace}.web`, namespace: regionNamespace('eu') }, status }
+  await cluster.apply(RegionalGoalState, object, { fieldManager: 'shoal-region', subresource: 'status' })
+  const anew = await until('it is told anew', async () => {
+    const payload = await told(namespace, 'eu')
+    return payload && payload.sequence > later ? payload : undefined
+  })
+  assert.equal([anew.revision, anew.templateHash], [before.revision, before.templateHash])
+  await cluster.apply(RegionalGoalState, object, { fieldManager: 'shoal-region', subresource: 'status' })
+  await apply(namespace, 'web-2')
+  await rollOut(namespace, 'Ready', 'RolledOut')
+  assert.is((await told(namespace, 'eu'))?.revision, 8)
+})
+
+test('a goal that was deleted and is applied again is another, and told with a higher sequence', async () => {
+  const namespace = await newNamespace()
+  await artifact(namespace, 'web-1')
+  await apply(namespace, 'web-1')
+  await rollOut(namespace, 'Ready', 'RolledOut')
+  const before = await told(namespace, 'eu')
+  await cluster.delete(GoalState, namespace, 'web')
+  await until('it is gone', async () => (await read(namespace)) === undefined)
+  await until('the regions are told no more', async () => (await regional(namespace, 'eu')) === undefined)
+  await apply(namespace, 'web-1')
+  await rollOut(namespace, 'Ready', 'RolledOut')
+  const after = await told(namespace, 'eu')
+  assert.ok(after && before && after.sequence > before.sequence && after.uid !== before.uid)
 })
 
 test('deleting a goal stops telling regions of it', async () => {

@@ -177,7 +177,7 @@ export class GoalStateController {
     if (!rollback) await this.#requireReplicas(goal, regions)
     const template = rollback ? revisions.templateOf(goal, hash) : specOf(goal)
     if (!template) throw new Stalled('ArtifactNotFound', `the last good template ${hash} is not kept any more`)
-    const revision = await revisions.add(goal, hash, template)
+    const revision = await revisions.add(goal, hash, template, this.#options.regionalGoals.reported(goal))
     this.#options.log.info({ goal: goal.metadata.name, revision, rollback, waves: waves.length }, 'rollout begins')
     const note = `${rollback ? 'going back to' : 'rolling out'} ${template.artifactRef.name} as revision ${revision}`
     this.#options.events.record(goal, rollback ? 'Warning' : 'Normal', rollback ? 'RollingBack' : 'RollingOut', note)

@@ -47,9 +47,11 @@ export class RegionalGoals {
     const { namespace = '', name, uid = '' } = goal.metadata
     const known = this.in(goal, order.region)
     const before = known && this.#open(known)
-    if (before && equal(order, before)) return
+    const observed = known?.status?.observedSequence ?? 0
+    // A region that has heard more than is written here was told so before this API server was restored from a backup.
+    if (before && equal(order, before) && observed <= before.sequence) return
     const nowMs = this.#clock.now()
-    const sequence = Math.max((before?.sequence ?? known?.spec.sequence ?? 0) + 1, nowMs)
+    const sequence = Math.max((before?.sequence ?? known?.spec.sequence ?? 0) + 1, observed + 1, nowMs)
     const payload: GoalPayload = { ...order, sequence, issuedAt: nowMs }
     const regional = RegionalGoalState.make(
       {
@@ -69,6 +71,11 @@ export class RegionalGoals {
       },
     )
     await this.#cluster.apply(RegionalGoalState, regional, { fieldManager })
+  }
+
+  /** The highest revision that a region says it has; 0 without one. */
+  reported(goal: GoalState): number {
+    return Math.max(0, ...this.of(goal).map(({ status }) => status?.observedRevision ?? 0))
   }
 
   async remove({ metadata }: RegionalGoalState): Promise<void> {

@@ -73,10 +73,10 @@ export class Revisions {
     return this.of(goal).findLast((revision) => revision.spec.hash === hash)?.spec.template
   }
 
-  /** Writes down a template under the next free number. */
-  async add(goal: GoalState, hash: string, template: RevisionTemplate): Promise<number> {
+  /** Writes down a template under the next free number, after those that regions know of: a backup may have forgotten some. */
+  async add(goal: GoalState, hash: string, template: RevisionTemplate, reported: number): Promise<number> {
     const known = this.of(goal).at(-1)?.spec.revision ?? 0
-    let revision = Math.max(known, goal.status?.effective?.revision ?? 0) + 1
+    let revision = Math.max(known, reported, goal.status?.effective?.revision ?? 0) + 1
     for (;;) {
       const { namespace = '', name } = goal.metadata
       const metadata = {
