@@ -35,6 +35,11 @@ export type ArtifactSpread = z.infer<typeof artifactSpread>
 
 const status = machineCounts.partial().extend({
   observedSequence: z.int().optional().meta({ format: 'int64' }),
+  highestSequence: z
+    .int()
+    .optional()
+    .meta({ format: 'int64' })
+    .describe('That a machine has, where it is more than observedSequence: of before a restore.'),
   observedRevision: z.int().optional(),
   reportedAt: z.string().optional(),
   halted: z.boolean().optional().describe('The region halted by itself on its own threshold.'),

@@ -5,7 +5,7 @@ import { startDatabase } from '../hack/parts/database.ts'
 import { judgeSilence, latelyMs } from '../rollout/silence.ts'
 import { Database, type Sql } from '../runtime/sql.ts'
 import { random } from '../test/simulation/xorshift.ts'
-import { type Counted, countMachines, type GoalAt, reportSlackMs } from './counts.ts'
+import { type Counted, countMachines, type GoalAt, type Listening, reportSlackMs } from './counts.ts'
 import { nowMs } from './machines.ts'
 
 const test = suite('counts')
@@ -20,7 +20,11 @@ const another = (what: string) => `EXISTS (SELECT 1 FROM activation_grant other 
   AND other.name = mg.name AND other.machine = mg.machine AND ${what})`
 
 /** Everything there is to know of each machine, by one look. */
-async function lookAtAll(sql: Sql, { namespace, name, revision, templateHash }: GoalAt, silentMs: number) {
+async function lookAtAll(
+  sql: Sql,
+  { namespace, name, revision, templateHash }: GoalAt,
+  { silentMs, upMs = 1e12 }: Listening,
+) {
   const rows = await sql.query<Record<string, number | null>>(
     `SELECT mg.running <=> ? AS runs, mg.template = ? AND mg.state NOT IN ('Waiting', 'Fetching') AS fetched,
        mg.template = ? AND mg.state = 'Healthy' AS saysHealthy, mg.revision = ? AS current,
@@ -28,23 +32,25 @@ async function lookAtAll(sql: Sql, { namespace, name, revision, templateHash }: 
        mg.state IN ('Activating', 'Failed') AS down, m.last_seen_ms <= ${nowMs} - ? AS silent,
        m.last_seen_ms > ${nowMs} - ? AS lately,
        g.id IS NOT NULL AND ${isOpen('g')} AS open,
-       g.id IS NOT NULL AND NOT ${isOpen('g')} AND m.last_seen_ms < g.begin_by_ms AS unresolved,
+       g.id IS NOT NULL AND NOT ${isOpen('g')} AND (g.begun OR m.last_seen_ms < g.begin_by_ms) AS unresolved,
        ${another(isOpen('other'))} AS anyOpen,
-       ${another(`NOT ${isOpen('other')} AND m.last_seen_ms < other.begin_by_ms`)} AS anyUnresolved
+       ${another(`NOT ${isOpen('other')} AND (other.begun OR m.last_seen_ms < other.begin_by_ms)`)} AS anyUnresolved,
+       ${another(`other.template = ? AND (${isOpen('other')} OR other.begun OR m.last_seen_ms < other.begin_by_ms)`)} AS mayRun,
+       m.last_seen_ms <= ${nowMs} - ? AS unheard
      FROM machine_goal mg JOIN machine m ON m.name = mg.machine
        LEFT JOIN activation_grant g ON g.namespace = mg.namespace AND g.name = mg.name AND g.machine = mg.machine
          AND g.revision = ?
      WHERE mg.namespace = ? AND mg.name = ?`,
     [
       ...[templateHash, templateHash, templateHash, revision, templateHash, revision],
-      ...[silentMs, silentMs + latelyMs, revision, namespace, name],
+      ...[silentMs, silentMs + latelyMs, templateHash, upMs, revision, namespace, name],
     ],
   )
   return rows.map((row) => (column: string) => Boolean(row[column]))
 }
 
-async function countInOneLook(sql: Sql, goal: GoalAt, silentMs: number): Promise<Counted> {
-  const machines = await lookAtAll(sql, goal, silentMs)
+async function countInOneLook(sql: Sql, goal: GoalAt, listening: Listening): Promise<Counted> {
+  const machines = await lookAtAll(sql, goal, listening)
   const count = (which: (is: (column: string) => boolean) => boolean) => machines.filter(which).length
   const changed = (is: (column: string) => boolean) => is('runs') && is('current')
   const lost = (is: (column: string) => boolean) =>
@@ -70,8 +76,11 @@ async function countInOneLook(sql: Sql, goal: GoalAt, silentMs: number): Promise
     healthy: count((is) => is('runs') && is('saysHealthy') && !is('silent')),
     failed: count((is) => is('saysFailed')) + failed,
     unreachable: heard.unchanged.silent + heard.changed.silent - failed,
-    unavailable: count((is) => is('down') || is('anyOpen') || (!goal.trusted && is('anyUnresolved'))),
-    updatedOrGranted: count((is) => is('runs') || is('open') || is('unresolved')),
+    unavailable:
+      count((is) => is('down') || is('anyOpen') || (!goal.trusted && is('anyUnresolved'))) +
+      count((is) => is('unheard')),
+    updatedOrGranted: count((is) => is('runs') || is('mayRun')) + count((is) => is('unheard') && !is('runs')),
+    highestSequence: 0,
     manySilent: judged.many && !goal.trusted,
   }
 }
@@ -115,9 +124,14 @@ test('what three looks count is what one look at everything counts, whatever the
     )
     for (const trusted of [false, true]) {
       const goal: GoalAt = { namespace: 'demo', name, revision: 2, templateHash: mine, trusted }
-      const counted = await countMachines(database, goal, 60_000)
-      assert.equal(counted, await countInOneLook(database, goal, 60_000), `seed ${seed}`)
-      assert.is(counted.desired, 40)
+      for (const listening of [
+        { silentMs: 60_000, upMs: undefined },
+        { silentMs: 1e12, upMs: 60_000 },
+      ]) {
+        const counted = await countMachines(database, goal, listening)
+        assert.equal(counted, await countInOneLook(database, goal, listening), `seed ${seed}`)
+        assert.is(counted.desired, 40)
+      }
     }
   }
 })

@@ -7,7 +7,7 @@ import type { VerificationKey } from '../runtime/dsse.ts'
 import type { Logger } from '../runtime/log.ts'
 import type { Server } from '../runtime/server.ts'
 import type { Database } from '../runtime/sql.ts'
-import { countMachines, listFailures } from './counts.ts'
+import { countMachines, type Listening, listFailures } from './counts.ts'
 import { type Goal, Goals } from './goals.ts'
 import { HeldPolls } from './heldPolls.ts'
 import { HubIndex } from './hubIndex.ts'
@@ -46,6 +46,7 @@ export interface GoalCounts extends MachineCounts {
   revision: number
   halted: boolean
   manySilent: boolean
+  highestSequence?: number
   failures: MachineFailure[]
   fetch?: ArtifactSpread
 }
@@ -63,7 +64,8 @@ export class Fleet {
   readonly #roster: Roster
   readonly #spread: SpreadReader
   #swarms: Swarms | undefined
-  readonly #startedAt: number
+  /** When this server began to hear machines: it started, or its database came back. */
+  #listensSince: number
 
   constructor(options: FleetOptions) {
     const { database, keys, clock, log, url, indexLifetimeMs } = options
@@ -75,7 +77,7 @@ export class Fleet {
     this.#goals.onChange((changed) => this.#held.goalsChanged(changed))
     this.#roster = new Roster({ database, clock, log })
     this.#spread = new SpreadReader(database)
-    this.#startedAt = clock.monotonic()
+    this.#listensSince = clock.monotonic()
   }
 
   /** Reads what was known before, and answers machines from then on. */
@@ -94,7 +96,7 @@ export class Fleet {
       holder: this.#holder,
       swarms: this.#swarms,
       secret,
-      unreachableMs: () => this.#silentMs(),
+      listening: () => this.#listening(),
     })
   }
 
@@ -126,16 +128,22 @@ export class Fleet {
 
   /** What the machines say of each goal. Those that wait and may activate it now are told. */
   async counts(): Promise<{ namespace: string; name: string; counts: GoalCounts }[]> {
-    return Promise.all([...this.#goals.offered.values()].map((goal) => this.#countGoal(goal)))
+    try {
+      return await Promise.all([...this.#goals.offered.values()].map((goal) => this.#countGoal(goal)))
+    } catch (error) {
+      // The database that comes back may be one of before.
+      this.#listensSince = this.#options.clock.monotonic()
+      throw error
+    }
   }
 
   async #countGoal({ payload }: Goal): Promise<{ namespace: string; name: string; counts: GoalCounts }> {
     const { database } = this.#options
     const { namespace, name, sequence, revision } = payload
     const goal = { ...payload, trusted: this.#index.trusts(payload) }
-    const counted = await countMachines(database, goal, this.#silentMs())
-    const { unavailable, updatedOrGranted, ...counts } = counted
-    const failures = counts.failed > 0 ? await listFailures(database, goal, this.#silentMs()) : []
+    const counted = await countMachines(database, goal, this.#listening())
+    const { unavailable, updatedOrGranted, highestSequence, ...counts } = counted
+    const failures = counts.failed > 0 ? await listFailures(database, goal, this.#listening()) : []
     const [row] = await database.query<{ halted: number | null }>(
       'SELECT halted_revision AS halted FROM goal WHERE namespace = ? AND name = ?',
       [namespace, name],
@@ -146,11 +154,13 @@ export class Fleet {
       this.#held.admit(`${namespace}/${name}`, room)
     const { infoHash } = payload.template.artifact
     const fetch = await this.#spread.read(goal, { infoHash, fetched: counts.fetched })
-    return { namespace, name, counts: { ...counts, sequence, revision, halted, failures, ...(fetch && { fetch }) } }
+    const more = { ...(highestSequence > sequence && { highestSequence }), ...(fetch && { fetch }) }
+    return { namespace, name, counts: { ...counts, sequence, revision, halted, failures, ...more } }
   }
 
-  #silentMs(): number {
+  #listening(): Listening {
     const { clock, unreachableMs } = this.#options
-    return clock.monotonic() - this.#startedAt > unreachableMs ? unreachableMs : neverMs
+    const upMs = clock.monotonic() - this.#listensSince
+    return upMs > unreachableMs ? { silentMs: unreachableMs, upMs: undefined } : { silentMs: neverMs, upMs }
   }
 }

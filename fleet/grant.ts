@@ -5,13 +5,13 @@ import type { GoalPayload } from '../rollout/envelope.ts'
 import { mayActivate } from '../rollout/grant.ts'
 import { Batch } from '../runtime/batch.ts'
 import type { Database, Sql } from '../runtime/sql.ts'
-import { countMachines, type GoalAt, reportSlackMs } from './counts.ts'
+import { countMachines, type GoalAt, type Listening, reportSlackMs } from './counts.ts'
 import { nowMs } from './machines.ts'
 
 export interface GrantOptions {
   /** How soon a grant must be begun. */
   beginWithinMs: number
-  unreachableMs: number
+  listening: Listening
 }
 
 export type TrustedGoal = GoalPayload & GoalAt
@@ -87,7 +87,7 @@ export async function grantActivations(
       const over = before.filter(({ open }) => !open).map(({ id }) => id)
       if (over.length > 0) await sql.execute('DELETE FROM activation_grant WHERE id IN (?)', [over])
       if (waiting.size === 0) return grants
-      const counts = await countMachines(sql, goal, options.unreachableMs)
+      const counts = await countMachines(sql, goal, options.listening)
       const given: [machine: string, Grant][] = []
       for (const [machine, running] of waiting) {
         // A machine that runs nothing can't be made less available.

@@ -4,6 +4,7 @@ import type { Metrics } from '../runtime/metrics.ts'
 import type { Server } from '../runtime/server.ts'
 import type { Database } from '../runtime/sql.ts'
 import type { Callers } from './callers.ts'
+import type { Listening } from './counts.ts'
 import type { Goal, Goals } from './goals.ts'
 import { Granter } from './grant.ts'
 import type { HeldPolls } from './heldPolls.ts'
@@ -24,8 +25,7 @@ export interface PollRouteOptions {
   /** How long one is held while there is nothing new, at most. */
   holdMs: number
   beginWithinMs: number
-  /** How long a machine must be silent to be unreachable; longer while this server itself is young. */
-  unreachableMs: () => number
+  listening: () => Listening
   random?: () => number
 }
 
@@ -104,7 +104,7 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
       const beginWithinMs = () => Math.floor(Math.min(options.beginWithinMs, index.leftMs))
       const grant = await granter.ask({ ...payload, trusted: index.trusts(payload) }, machine, () => ({
         beginWithinMs: beginWithinMs(),
-        unreachableMs: options.unreachableMs(),
+        listening: options.listening(),
       }))
       if (!grant) continue
       given.push({ ...grant, beginWithinMs: Math.min(grant.beginWithinMs, beginWithinMs()) })

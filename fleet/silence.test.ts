@@ -82,6 +82,25 @@ test('a server that was away does not take anybody for lost', async () => {
   assert.equal([counts?.failed, counts?.unreachable, counts?.manySilent], [0, 0, false])
 })
 
+test('a server that starts grants only what is right whatever those it has not heard yet are doing', async () => {
+  const { database, payload, machines } = await crowd(4, 0)
+  const after = await startRegion({}, database)
+  const [{ url }] = after.replicas
+  const all = { ...payload, sequence: 2, maxUnavailable: 2, target: { machines: 0, percent: 100 } }
+  await say(after.replicas, all)
+  const ask = async (n: number) => (await machines[n]?.poll(url, [report(all, { running: old })]))?.grants.length
+  // before it began two may have been granted what its database does not know
+  assert.equal([await ask(0), await ask(1), await ask(2)], [0, 0, 1])
+  assert.equal([await ask(3), await ask(0)], [1, 0])
+})
+
+test('a sequence of before a restore that a machine still has is reported', async () => {
+  const { replicas, payload, machines, counts } = await crowd(2, 0)
+  assert.is((await counts())?.highestSequence, undefined)
+  await machines[0]?.poll(replicas[0].url, [report(payload, { sequence: 99 })])
+  assert.is((await counts())?.highestSequence, 99)
+})
+
 test('while many fall silent at once nothing is granted, unless it goes back', async () => {
   const { database, replicas, payload, machines, counts } = await crowd(8, 2)
   await silence(database, ['m0', 'm1', 'm6'], 5000)

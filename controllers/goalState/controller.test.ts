@@ -4,7 +4,7 @@ import { GoalState, GoalStateRevision } from '../../api/goalState.ts'
 import { indexName, regionNamespace } from '../../api/regionApi.ts'
 import { RegionalGoalState } from '../../api/regionalGoalState.ts'
 import { until } from '../../hack/parts/process.ts'
-import { openIndex } from '../../rollout/envelope.ts'
+import { openIndex, signIndex } from '../../rollout/envelope.ts'
 import { core } from '../../runtime/core.ts'
 import {
   apply,
@@ -200,6 +200,23 @@ test('a goal that was deleted and is applied again is another, and told with a h
   await rollOut(namespace, 'Ready', 'RolledOut')
   const after = await told(namespace, 'eu')
   assert.ok(after && before && after.sequence > before.sequence && after.uid !== before.uid)
+})
+
+test('an index is later than the one before it, whatever the clock of who wrote that', async () => {
+  const ahead = Date.now() + 3_600_000
+  const write = async (issuedAt: number) => {
+    const envelope = signIndex({ region: 'eu', issuedAt, goals: {} }, signingKey)
+    const object = { metadata: { name: indexName, namespace: regionNamespace('eu') }, data: { envelope } }
+    await cluster.apply(core.ConfigMap, object, { fieldManager: 'shoal-index' })
+  }
+  await restartHub(() => write(ahead))
+  const later = await until('a later index', async () => {
+    const found = await cluster.get<{ data: { envelope: string } }>(core.ConfigMap, regionNamespace('eu'), indexName)
+    const { issuedAt } = openIndex(found?.data.envelope ?? '', [signingKey])
+    return issuedAt > ahead ? issuedAt : undefined
+  })
+  assert.ok(later < ahead + 60_000)
+  await restartHub(() => write(Date.now()))
 })
 
 test('deleting a goal stops telling regions of it', async () => {

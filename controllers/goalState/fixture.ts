@@ -109,9 +109,10 @@ async function startHub(): Promise<() => Promise<void>> {
 let endHub = await startHub()
 parts.defer(() => endHub())
 
-/** Another hub takes over. */
-export async function restartHub(): Promise<void> {
+/** Another hub takes over; `meanwhile` none leads. */
+export async function restartHub(meanwhile?: () => Promise<void>): Promise<void> {
   await endHub()
+  await meanwhile?.()
   endHub = await startHub()
 }
 

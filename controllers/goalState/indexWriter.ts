@@ -1,6 +1,6 @@
 import { indexName, regionNamespace } from '../../api/regionApi.ts'
 import type { RegionalGoalState } from '../../api/regionalGoalState.ts'
-import { type IndexPayload, signIndex } from '../../rollout/envelope.ts'
+import { type IndexPayload, openIndex, signIndex } from '../../rollout/envelope.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import type { Cluster } from '../../runtime/cluster.ts'
 import { Controller } from '../../runtime/controller.ts'
@@ -29,6 +29,7 @@ export interface IndexWriterOptions {
 export class IndexWriter {
   readonly #options: IndexWriterOptions
   readonly #controller: Controller
+  readonly #issuedAt = new Map<string, number>()
 
   constructor(options: IndexWriterOptions) {
     this.#options = options
@@ -46,6 +47,8 @@ export class IndexWriter {
   }
 
   async run(signal: AbortSignal): Promise<void> {
+    // Another may have led meanwhile.
+    this.#issuedAt.clear()
     for (const region of this.#options.regions()) this.#controller.enqueue(region)
     await this.#controller.run(signal)
   }
@@ -54,9 +57,12 @@ export class IndexWriter {
     const { cluster, goals, regions, isSettled, signingKey, clock = systemClock, renewMs = 20_000 } = this.#options
     if (!regions().includes(region)) return undefined
     const named = goals.list().filter(({ spec, metadata }) => spec.region === region && !metadata.deletionTimestamp)
+    // Whoever wrote the last one may have had a clock that is ahead: regions take only what is later.
+    const last = this.#issuedAt.get(region) ?? (await this.#readIssuedAt(region))
+    const issuedAt = Math.max(clock.now(), last + 1)
     const payload: IndexPayload = {
       region,
-      issuedAt: clock.now(),
+      issuedAt,
       goals: Object.fromEntries(
         named.map(({ spec }) => [
           `${spec.goal.namespace}/${spec.goal.name}`,
@@ -69,6 +75,22 @@ export class IndexWriter {
       data: { envelope: signIndex(payload, signingKey) },
     }
     await cluster.apply(core.ConfigMap, object, { fieldManager: 'shoal-index' })
+    this.#issuedAt.set(region, issuedAt)
     return { afterMs: renewMs }
+  }
+
+  /** Of the index that is there; 0 without one that can be read. */
+  async #readIssuedAt(region: string): Promise<number> {
+    const { cluster, signingKey } = this.#options
+    const found = await cluster.get<{ data?: { envelope?: string } }>(
+      core.ConfigMap,
+      regionNamespace(region),
+      indexName,
+    )
+    try {
+      return openIndex(found?.data?.envelope ?? '', [signingKey]).issuedAt
+    } catch {
+      return 0
+    }
   }
 }

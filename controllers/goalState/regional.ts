@@ -47,7 +47,7 @@ export class RegionalGoals {
     const { namespace = '', name, uid = '' } = goal.metadata
     const known = this.in(goal, order.region)
     const before = known && this.#open(known)
-    const observed = known?.status?.observedSequence ?? 0
+    const observed = Math.max(known?.status?.observedSequence ?? 0, known?.status?.highestSequence ?? 0)
     // A region that has heard more than is written here was told so before this API server was restored from a backup.
     if (before && equal(order, before) && observed <= before.sequence) return
     const nowMs = this.#clock.now()

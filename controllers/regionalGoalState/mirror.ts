@@ -34,6 +34,7 @@ export interface GoalStore {
         revision: number
         halted: boolean
         manySilent: boolean
+        highestSequence?: number
         failures: MachineFailure[]
         fetch?: ArtifactSpread
       }

@@ -29,6 +29,8 @@ export interface Order {
 export interface RegionStatus {
   revision: number
   sequence: number
+  /** The highest that a machine says it has. */
+  highest: number
   counts: MachineCounts
   halted: boolean
   manySilent: boolean
@@ -36,6 +38,7 @@ export interface RegionStatus {
 
 interface Grant {
   id: number
+  template: string
   revision: number
   sequence: number
   beginByMs: number
@@ -47,6 +50,7 @@ interface Grant {
 type State = 'Fetching' | 'Fetched' | 'Activating' | 'Healthy' | 'RolledBack'
 
 interface Report {
+  sequence: number
   state: State
   template: string
   revision: number
@@ -59,9 +63,9 @@ interface Machine {
   running: string | undefined
   goal: Order | undefined
   has: Map<string, number>
-  failedRevision: number
+  failed: { revision: number; template: string } | undefined
   /** The last it activated. */
-  revision: number
+  sequence: number
   activating: { template: string; revision: number; grantId: number; untilMs: number; lostPower: boolean } | undefined
   /** A grant that came and was not begun yet; `receivedMs` by its own clock. */
   waiting: { grant: Grant; receivedMs: number; beginAtMs: number } | undefined
@@ -70,6 +74,8 @@ interface Machine {
   pollAtMs: number
   row: { report: Report | undefined; seenMs: number }
   grants: Grant[]
+  /** What its grants were is not known any more, and it was not heard since. */
+  forgotten: boolean
 }
 
 /** A region's fleet server and its machines; its rows outlive it. The decisions are rollout/'s own. */
@@ -88,6 +94,11 @@ export class Region {
   #mirrorAtMs = 0
   #grantIds = 0
   readonly #older: Order[] = []
+  readonly #backups: {
+    order: Order | undefined
+    halted: number
+    rows: Pick<Machine, 'row' | 'grants'>[]
+  }[] = []
   readonly #late: { atMs: number; status: RegionStatus }[] = []
   readonly #bad: ReadonlySet<string>
   readonly #fetchMs: number
@@ -115,9 +126,9 @@ export class Region {
     this.#next = o.next
     this.#chance = o.chance
     this.machines = Array.from({ length: o.machines }, () => ({
-      ...{ running: undefined, goal: undefined, has: new Map(), failedRevision: 0, revision: 0, activating: undefined },
+      ...{ running: undefined, goal: undefined, has: new Map(), failed: undefined, sequence: 0, activating: undefined },
       ...{ waiting: undefined, lastGrant: undefined, downUntilMs: 0, pollAtMs: o.next() * pollMs },
-      ...{ row: { report: undefined, seenMs: Number.NEGATIVE_INFINITY }, grants: [] },
+      ...{ row: { report: undefined, seenMs: Number.NEGATIVE_INFINITY }, grants: [], forgotten: false },
     }))
   }
 
@@ -126,6 +137,18 @@ export class Region {
       // its memory is gone; its rows are not
       this.#downUntilMs = nowMs + 1000 + this.#next() * 60_000
       this.#freshAtMs = Number.NEGATIVE_INFINITY
+    }
+    // one of before machines came knows nothing of them
+    if (nowMs % 60_000 === 0 && this.machines.every(({ row }) => row.report)) this.#backUp()
+    if (this.#chance(0.0003)) this.#restore(nowMs)
+    if (this.#chance(0.0005)) {
+      // power, and all that hang on it
+      const untilMs = nowMs + 20_000 + this.#next() * 300_000
+      for (const machine of this.machines) {
+        if (this.#next() >= 0.3) continue
+        machine.downUntilMs = Math.max(machine.downUntilMs, untilMs)
+        if (machine.activating) machine.activating.lostPower = true
+      }
     }
     if (this.#chance(0.002)) this.#cutUntilMs = nowMs + 1000 + this.#next() * 120_000
     const up = nowMs >= this.#downUntilMs
@@ -139,12 +162,49 @@ export class Region {
       hub.reported.set(this.name, late.status)
   }
 
+  /** As fleet/goals. */
+  #put(order: Order): void {
+    const before = this.#order
+    this.#order = order
+    if (!before || order.revision > before.revision) return
+    if (order.revision === before.revision && order.template === before.template) return
+    this.#haltedRevision = 0
+    for (const { row, grants } of this.machines) {
+      if (row.report) row.report.revision = 0
+      for (const grant of grants) grant.revision -= 1_000_000
+    }
+  }
+
+  #backUp(): void {
+    this.#backups.push(
+      structuredClone({
+        order: this.#order,
+        halted: this.#haltedRevision,
+        rows: this.machines.map(({ row, grants }) => ({ row, grants })),
+      }),
+    )
+    if (this.#backups.length > 5) this.#backups.shift()
+  }
+
+  /** Its database is put back as it was some minutes ago. That takes longer than a grant is good for. */
+  #restore(nowMs: number): void {
+    const [backup] = this.#backups
+    if (!backup) return
+    const { order, halted, rows } = structuredClone(backup)
+    this.#order = order
+    this.#haltedRevision = halted
+    for (const [at, { row, grants }] of rows.entries())
+      Object.assign(this.machines[at] ?? {}, { row, grants, forgotten: true })
+    this.#downUntilMs = Math.max(this.#downUntilMs, nowMs + 100_000 + this.#next() * 60_000)
+    this.#freshAtMs = Number.NEGATIVE_INFINITY
+  }
+
   #mirror(nowMs: number, hub: Hub): void {
     const told = hub.told.get(this.name)
     // an old word may be said again
     const heard = this.#chance(0.05) ? this.#older[Math.floor(this.#next() * this.#older.length)] : told
     if (told && this.#older.at(-1) !== told) this.#older.push(told)
-    if (heard && heard.sequence > (this.#order?.sequence ?? 0)) this.#order = heard
+    if (heard && heard.sequence > (this.#order?.sequence ?? 0)) this.#put(heard)
     const { index } = hub
     if (index && index.issuedAt > this.#indexIssuedAt) {
       this.#indexIssuedAt = index.issuedAt
@@ -156,9 +216,11 @@ export class Region {
     const { revision, sequence } = this.#order
     const { desired, fetched, updated, healthy, failed, unreachable, manySilent } = this.#count(nowMs)
     const counts = { desired, fetched, updated, healthy, failed, unreachable }
+    const highest = Math.max(...this.machines.map(({ row }) => row.report?.sequence ?? 0))
     const status = {
       revision,
       sequence,
+      highest,
       counts,
       halted: this.#haltedRevision === revision && !this.#trusts(this.#order),
       manySilent,
@@ -177,7 +239,8 @@ export class Region {
     }
     const { activating, waiting } = machine
     if (activating && nowMs >= activating.untilMs) {
-      if (this.#bad.has(activating.template)) machine.failedRevision = activating.revision
+      if (this.#bad.has(activating.template))
+        machine.failed = { revision: activating.revision, template: activating.template }
       else machine.running = activating.template
       machine.activating = undefined
       // news is told at once
@@ -209,12 +272,12 @@ export class Region {
     const { goal } = machine
     if (!goal || goal.sequence !== grant.sequence || goal.revision !== grant.revision || goal.halted) return
     if (nowMs - receivedMs >= grant.beginByMs - receivedMs || machine.activating) return
-    if (goal.revision < machine.revision)
-      throw new Error(`${this.name}: revision ${goal.revision} after ${machine.revision}`)
+    if (goal.sequence < machine.sequence)
+      throw new Error(`${this.name}: sequence ${goal.sequence} after ${machine.sequence}`)
     const stoppedMs = nowMs - hub.stoppedAt(goal.revision)
     if (stoppedMs > indexLifetimeMs + beginWithinMs + mirrorMs * 2)
       throw new Error(`${this.name}: revision ${goal.revision} begun ${stoppedMs} ms after it was stopped`)
-    machine.revision = goal.revision
+    machine.sequence = goal.sequence
     machine.lastGrant = grant.id
     const untilMs = nowMs + this.#activateMs * (0.5 + this.#next())
     machine.activating = {
@@ -224,12 +287,13 @@ export class Region {
       untilMs,
       lostPower: false,
     }
-    if (this.#checks) this.#checkTarget(goal)
+    if (this.#checks) this.#checkTarget(goal, nowMs)
   }
 
   #poll(machine: Machine, nowMs: number): { order: Order; grant: Grant | undefined } | undefined {
     const order = this.#order
     machine.row = { report: this.#reportOf(machine, nowMs), seenMs: nowMs }
+    machine.forgotten = false
     const { report } = machine.row
     for (const grant of machine.grants) {
       if (report && report.state !== 'Activating' && grant.revision < report.revision) grant.done = true
@@ -241,13 +305,17 @@ export class Region {
     return { order, grant: this.#grant(machine, order, nowMs) }
   }
 
-  #reportOf({ goal, has, running, activating, failedRevision, lastGrant }: Machine, nowMs: number): Report | undefined {
+  #reportOf({ goal, has, running, activating, failed, lastGrant }: Machine, nowMs: number): Report | undefined {
     if (!goal) return undefined
     const { template, revision } = goal
     const fetched = (has.get(template) ?? Number.POSITIVE_INFINITY) <= nowMs
     const settled = running === template ? 'Healthy' : fetched ? 'Fetched' : 'Fetching'
-    const state = activating ? 'Activating' : failedRevision === revision ? 'RolledBack' : settled
-    return { state, template, revision, running, grantId: lastGrant }
+    const state = activating
+      ? 'Activating'
+      : failed?.revision === revision && failed.template === template
+        ? 'RolledBack'
+        : settled
+    return { sequence: goal.sequence, state, template, revision, running, grantId: lastGrant }
   }
 
   /** As fleet/grant: one transaction over the rows. */
@@ -271,7 +339,14 @@ export class Region {
     counts.unavailable++
     counts.updatedOrGranted++
     const grant = {
-      ...{ id: ++this.#grantIds, revision: order.revision, sequence: order.sequence, begun: false, done: false },
+      ...{
+        id: ++this.#grantIds,
+        template: order.template,
+        revision: order.revision,
+        sequence: order.sequence,
+        begun: false,
+        done: false,
+      },
       ...{ beginByMs: nowMs + withinMs, endsAtMs: nowMs + withinMs + 2 * this.#activateMs + reportSlackMs },
     }
     machine.grants.push(grant)
@@ -306,7 +381,8 @@ export class Region {
       const silent = nowMs - seenMs >= silentMs
       const saysFailed = report?.state === 'RolledBack' && report.revision === order.revision
       const changed = runs && report?.revision === order.revision
-      const isUnresolved = (grant: Grant) => !grant.done && !isOpen(grant, nowMs) && seenMs < grant.beginByMs
+      const isUnresolved = (grant: Grant) =>
+        !grant.done && !isOpen(grant, nowMs) && (grant.begun || seenMs < grant.beginByMs)
       const unresolved = grants.some(isUnresolved)
       const lost = silent && own !== undefined && isUnresolved(own) && !changed && !saysFailed
       if (runs || (report?.template === order.template && report.state !== 'Fetching')) all.fetched++
@@ -320,7 +396,14 @@ export class Region {
       if (silent && nowMs - seenMs < silentMs + latelyMs) heard.lately++
       if (grants.some((grant) => isOpen(grant, nowMs)) || report?.state === 'Activating') all.unavailable++
       else if (unresolved && !trusted) all.unavailable++
-      if (runs || ownOpen || (own && isUnresolved(own))) all.updatedOrGranted++
+      // not heard since the server is up: it may do anything
+      const unheard = silentMs > unreachableMs && seenMs < this.#upSinceMs
+      if (unheard) all.unavailable++
+      // allowed by an earlier revision of the same template, too
+      const mayRun = grants.some(
+        (grant) => grant.template === order.template && (isOpen(grant, nowMs) || isUnresolved(grant)),
+      )
+      if (unheard || runs || mayRun) all.updatedOrGranted++
     }
     const judged = judgeSilence(heard)
     const failed = trusted ? 0 : judged.failed
@@ -332,20 +415,32 @@ export class Region {
     }
   }
 
-  #checkTarget(goal: Order): void {
+  /** Who was granted something that no backup knows, and was out of reach for a minute, can't be reckoned with. */
+  #isReckoned({ forgotten, row }: Machine, nowMs: number): boolean {
+    const onRoster = row.seenMs > Number.NEGATIVE_INFINITY
+    return !forgotten || (onRoster && nowMs - this.#upSinceMs <= unreachableMs)
+  }
+
+  #checkTarget(goal: Order, nowMs: number): void {
     const desired = this.machines.length
     const moved = this.machines.filter(
-      ({ running, activating }) => running === goal.template || activating?.template === goal.template,
+      (machine) =>
+        (machine.running === goal.template || machine.activating?.template === goal.template) &&
+        this.#isReckoned(machine, nowMs),
     ).length
     if (moved > targetCount(goal.target, desired))
       throw new Error(`${this.name}: ${moved} machines moved, the target is ${JSON.stringify(goal.target)}`)
   }
 
   /** What must hold at any time. */
-  check(_nowMs: number, hub: Hub): void {
+  check(nowMs: number, hub: Hub): void {
     // who loses its power is down, but not by what we do
     const down = this.machines.filter(
-      ({ running, activating }) => activating && !activating.lostPower && running !== undefined,
+      (machine) =>
+        machine.activating &&
+        !machine.activating.lostPower &&
+        machine.running !== undefined &&
+        this.#isReckoned(machine, nowMs),
     ).length
     const budget = Math.max(1, resolveCount(hub.rollout.maxUnavailable, this.machines.length))
     if (down > budget) throw new Error(`${this.name}: ${down} machines are down at once, ${budget} may`)

@@ -41,32 +41,38 @@ export const rolloutOf = (rollout: object) =>
 
 /** A hub died in the middle of something. */
 class Died extends Error {}
+/** The API server refused a write: it is tried again. */
+class Conflicted extends Error {}
 
-/** The hub: what it has written down outlives it. */
+type Written = Pick<Hub, 'status' | 'wanted' | 'holds' | 'paused' | 'approved' | 'revisions' | 'told' | 'index'>
+
+/** The hub: what it has written down outlives it, but for what a backup does not know. */
 export class Hub {
   readonly names: string[]
   wanted = 'a'
   rollout: Rollout
   status: GoalStatus = {}
-  readonly holds = new Map<string, { by: string; to?: number }>()
-  readonly paused = new Set<number>()
-  readonly approved = new Map<number, Set<number>>()
-  readonly revisions: string[] = []
-  readonly told = new Map<string, Order>()
+  holds = new Map<string, { by: string; to?: number }>()
+  paused = new Set<number>()
+  approved = new Map<number, Set<number>>()
+  /** Templates by revision. */
+  revisions = new Map<number, string>()
+  told = new Map<string, Order>()
   readonly reported = new Map<string, RegionStatus>()
-  index: { issuedAt: number; sequences: Map<string, number>; settled: boolean } | undefined
+  index: { writtenMs: number; issuedAt: number; sequences: Map<string, number>; settled: boolean } | undefined
   /** When each wave of a revision was opened, for the checks. */
-  readonly opened: { revision: number; wave: number; atMs: number; soakMs: number }[] = []
-  #sequence = 0
+  opened: { revision: number; wave: number; atMs: number; soakMs: number }[] = []
+  #skewMs = 0
+  readonly #backups: Written[] = []
   #downUntilMs = 0
   #steppedMs: number | undefined
   #stopped: { revision: number; atMs: number } | undefined
-  readonly #dies: () => boolean
+  readonly #fails: () => 'Dies' | 'Conflicts' | undefined
 
-  constructor(o: { names: string[]; rollout: Rollout; dies: () => boolean }) {
+  constructor(o: { names: string[]; rollout: Rollout; fails: () => 'Dies' | 'Conflicts' | undefined }) {
     this.names = o.names
     this.rollout = o.rollout
-    this.#dies = o.dies
+    this.#fails = o.fails
   }
 
   get effective() {
@@ -78,15 +84,45 @@ export class Hub {
     return this.#stopped?.revision === revision ? this.#stopped.atMs : Number.POSITIVE_INFINITY
   }
 
-  step(nowMs: number, downMs: () => number): void {
+  /** Of all that is in its API server. */
+  backUp(): void {
+    const { status, wanted, holds, paused, approved, revisions, told, index } = this
+    this.#backups.push(structuredClone({ status, wanted, holds, paused, approved, revisions, told, index }))
+    if (this.#backups.length > 5) this.#backups.shift()
+  }
+
+  /** Everything since an earlier backup is forgotten, and the hub comes back after a while. */
+  restore(nowMs: number, downMs: number): void {
+    const [backup] = this.#backups
+    if (!backup) return
+    Object.assign(this, structuredClone(backup))
+    this.reported.clear()
+    this.opened = []
+    this.#stopped = undefined
+    this.#steppedMs = undefined
+    this.#downUntilMs = nowMs + downMs
+  }
+
+  /** A hub that was frozen goes on for a moment, and says once more what it said before another took over. */
+  haunt(nowMs: number, order: Order, region: string): void {
+    const sequence = Math.max((this.told.get(region)?.sequence ?? 0) + 1, nowMs + this.#skewMs)
+    this.told.set(region, { ...order, sequence })
+    // told to stop anew, as soon as it is seen
+    this.#stopped = undefined
+  }
+
+  step(nowMs: number, next: () => number): void {
     if (nowMs < this.#downUntilMs) return
     try {
       this.#writeIndex(nowMs)
       this.#reconcile(nowMs)
     } catch (error) {
+      if (error instanceof Conflicted) return
       if (!(error instanceof Died)) throw error
       this.#steppedMs = undefined
-      this.#downUntilMs = nowMs + downMs()
+      this.#downUntilMs = nowMs + 2000 + next() * 60_000
+      // who takes over has a clock of its own
+      this.#skewMs = (next() - 0.5) * 600_000
     }
   }
 
@@ -94,18 +130,21 @@ export class Hub {
     return chooseTemplate({
       ...{ wanted: this.wanted, status: this.status, onFailure: this.rollout.onFailure },
       holdOf: (template) => this.holds.get(template),
-      templateOf: (revision) => this.revisions[revision - 1],
+      templateOf: (revision) => this.revisions.get(revision),
     })
   }
 
   #mayDie(): void {
-    if (this.#dies()) throw new Died()
+    const fault = this.#fails()
+    if (fault === 'Dies') throw new Died()
+    if (fault === 'Conflicts') throw new Conflicted()
   }
 
   #writeIndex(nowMs: number): void {
-    if (this.index && nowMs - this.index.issuedAt < indexEveryMs && !this.#indexIsOld()) return
+    if (this.index && nowMs - this.index.writtenMs < indexEveryMs && !this.#indexIsOld()) return
     this.index = {
-      issuedAt: nowMs,
+      writtenMs: nowMs,
+      issuedAt: Math.max((this.index?.issuedAt ?? 0) + 1, nowMs + this.#skewMs),
       sequences: new Map([...this.told].map(([region, { sequence }]) => [region, sequence])),
       settled: this.status.lastGood !== undefined && this.status.lastGood.revision === this.effective?.revision,
     }
@@ -119,10 +158,13 @@ export class Hub {
   #reconcile(nowMs: number): void {
     const choice = this.choice()
     if (choice) {
-      if (this.revisions.at(-1) !== choice.template || this.effective?.revision === this.revisions.length)
-        this.revisions.push(choice.template)
+      const last = Math.max(0, ...this.revisions.keys())
+      const heard = Math.max(0, ...[...this.reported.values()].map(({ revision }) => revision))
+      const made = this.revisions.get(last) === choice.template && this.effective?.revision !== last && last > heard
+      const revision = made ? last : Math.max(last, heard) + 1
+      this.revisions.set(revision, choice.template)
       this.#mayDie()
-      const effective = { template: choice.template, artifact: choice.template, revision: this.revisions.length }
+      const effective = { template: choice.template, artifact: choice.template, revision }
       this.status = startRollout(this.status, { effective, rollback: choice.rollback, regions: this.names, nowMs })
       this.#mayDie()
     }
@@ -148,9 +190,12 @@ export class Hub {
         ...{ maxUnavailable: this.rollout.maxUnavailable, failureThreshold: this.rollout.failureThreshold },
       }
       const before = this.told.get(region)
-      if (before && JSON.stringify({ ...order, sequence: before.sequence }) === JSON.stringify(before)) continue
-      this.#sequence = Math.max(this.#sequence + 1, nowMs)
-      this.told.set(region, { ...order, sequence: this.#sequence })
+      const report = this.reported.get(region)
+      const observed = Math.max(report?.sequence ?? 0, report?.highest ?? 0)
+      const same = before && JSON.stringify({ ...order, sequence: before.sequence }) === JSON.stringify(before)
+      if (same && observed <= before.sequence) continue
+      const sequence = Math.max((before?.sequence ?? 0) + 1, observed + 1, nowMs + this.#skewMs)
+      this.told.set(region, { ...order, sequence })
       this.#mayDie()
     }
     const stopped = held || gates.stopped !== undefined
@@ -221,14 +266,22 @@ export function simulateRollout(world: RolloutWorld): RolloutResult {
   const faulty = { on: true }
   const chance = (share: number) => faulty.on && next() < share
   const names = Array.from({ length: world.regions }, (_, index) => `r${index}`)
-  const hub = new Hub({ names, rollout: world.rollout, dies: () => chance(0.01) })
+  const fails = () => (chance(0.01) ? 'Dies' : chance(0.02) ? 'Conflicts' : undefined)
+  const hub = new Hub({ names, rollout: world.rollout, fails })
   const { machines, bad, fetchMs = 20_000, activateMs = 15_000 } = world
   const regions = names.map((name) => new Region({ name, machines, bad, next, chance, fetchMs, activateMs }))
   const wishes = [...world.wishes]
   for (let nowMs = 0; ; nowMs += tickMs) {
     faulty.on = nowMs < world.faultsMs
+    // a backup may have brought a pause back
+    if (!faulty.on) hub.paused.clear()
     for (const wish of wishes.splice(0, wishes.filter(({ atMs }) => atMs <= nowMs).length)) wish.do(hub)
-    hub.step(nowMs, () => 2000 + next() * 60_000)
+    if (faulty.on && nowMs % 60_000 === 0) hub.backUp()
+    if (chance(0.0003)) hub.restore(nowMs, 10_000 + next() * 60_000)
+    const [haunted = ''] = chance(0.001) ? names : []
+    const old = hub.told.get(haunted)
+    hub.step(nowMs, next)
+    if (old) hub.haunt(nowMs, old, haunted)
     for (const region of regions) {
       region.step(nowMs, hub)
       region.check(nowMs, hub)
