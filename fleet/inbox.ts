@@ -10,7 +10,7 @@ const maxBatch = 500
 /** A poll may take so much longer: twenty that come together are written for the price of two. */
 const gatherMs = 10
 /** `last_seen` is written so often at most. */
-const seenEveryMs = 3000
+const seenEveryMs = 1000
 
 interface Said {
   machine: Machine

@@ -84,6 +84,11 @@ test('a server that was away does not take anybody for lost', async () => {
 
 test('a server that starts grants only what is right whatever those it has not heard yet are doing', async () => {
   const { database, payload, machines } = await crowd(4, 0)
+  await silence(
+    database,
+    machines.map(({ name }) => name),
+    10_000,
+  )
   const after = await startRegion({}, database)
   const [{ url }] = after.replicas
   const all = { ...payload, sequence: 2, maxUnavailable: 2, target: { machines: 0, percent: 100 } }
