@@ -6,7 +6,7 @@
 import { z } from 'zod'
 
 /** How far a machine is with a goal. RolledBack: its activation failed and the old release runs again. */
-const machineState = z.enum(['Waiting', 'Fetching', 'Fetched', 'Activating', 'Healthy', 'Failed', 'RolledBack'])
+export const machineState = z.enum(['Waiting', 'Fetching', 'Fetched', 'Activating', 'Healthy', 'Failed', 'RolledBack'])
 export type MachineState = z.infer<typeof machineState>
 
 const goalReport = z.object({

@@ -6,6 +6,7 @@ import { addEnroll } from './enroll.ts'
 import { addJobs } from './jobs.ts'
 import { addKeys } from './keys.ts'
 import { addLogs } from './logs.ts'
+import { addMachines } from './machines.ts'
 import { addRebuild } from './rebuild.ts'
 import { addRollout } from './rollout.ts'
 import { addSwarm } from './swarm/commands.ts'
@@ -19,6 +20,7 @@ export function addCommands(program: Command): void {
   addJobs(program)
   addKeys(program)
   addLogs(program)
+  addMachines(program)
   addRebuild(program)
   addRollout(program)
   addSwarm(program)

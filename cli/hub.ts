@@ -32,14 +32,19 @@ export const withJobs = (command: Command): Command =>
 /** Throws `ConfigInvalid` when the hub is not known; the client throws `Unauthorized` when the kubeconfig has no token. */
 export function openHub({ namespace, hub, ca }: HubOptions): Hub {
   if (hub === undefined) throw new ShoalError('ConfigInvalid', 'where is the hub? Give --hub or SHOAL_HUB_URL')
-  const config = loadKubeConfig()
-  const client = new ApiClient({ baseUrl: hub, token: () => tokenOf(config), ca: ca ? readAuthority(ca) : undefined })
-  const inNamespace = namespace ?? currentNamespace(config)
+  const client = openApi({ url: hub, ca })
+  const inNamespace = namespace ?? currentNamespace(loadKubeConfig())
   return {
     client,
     jobsPath: (...names) => ['/v1/jobs', ...[inNamespace, ...names].map(encodeURIComponent)].join('/'),
     [Symbol.asyncDispose]: () => client[Symbol.asyncDispose](),
   }
+}
+
+/** One of our servers, as whoever the kubeconfig says; `ca`: a file. Throws as `openHub`. */
+export function openApi({ url, ca }: { url: string; ca: string | undefined }): ApiClient {
+  const config = loadKubeConfig()
+  return new ApiClient({ baseUrl: url, token: () => tokenOf(config), ca: ca ? readAuthority(ca) : undefined })
 }
 
 function readAuthority(path: string): string {

@@ -1,8 +1,9 @@
-import { type Command, InvalidArgumentError, Option } from 'commander'
+import { type Command, Option } from 'commander'
 import { buildJobPhase } from '../api/buildJob.ts'
 import { type JobRecord, jobPage } from '../api/jobApi.ts'
 import { type Hub, type HubOptions, openHub, withJobs } from './hub.ts'
-import { lineOf, span, widthsOf } from './table.ts'
+import { atLeastOne } from './number.ts'
+import { printerOf, span } from './table.ts'
 
 interface Options extends HubOptions {
   pipeline?: string
@@ -19,14 +20,14 @@ export function addJobs(program: Command): void {
     .description('list builds, the last first, also those whose BuildJob is gone')
     .option('--pipeline <name>', 'only of this Pipeline')
     .addOption(new Option('--phase <phase>', 'only in this phase').choices(buildJobPhase.options))
-    .option('--limit <n>', 'not more than so many', count, 50)
+    .option('--limit <n>', 'not more than so many', atLeastOne, 50)
     .option('--all', 'all of them', false)
     .addOption(new Option('-o, --output <format>', 'instead of a table').choices(['json']))
   withJobs(command).action(async (options: Options) => {
     await using hub = openHub(options)
     process.stdout.once('error', () => process.exit(1))
     const { output, all, limit } = options
-    const print = output === 'json' ? jsonPrinter() : tablePrinter()
+    const print = printerOf(output, { head, row, none: 'there are no such builds' })
     let left = all ? Number.POSITIVE_INFINITY : limit
     for await (const jobs of pages(hub, options)) {
       print.add(jobs.slice(0, left))
@@ -35,12 +36,6 @@ export function addJobs(program: Command): void {
     }
     print.end()
   })
-}
-
-function count(text: string): number {
-  const n = Number(text)
-  if (!Number.isInteger(n) || n < 1) throw new InvalidArgumentError('want a number from 1 on')
-  return n
 }
 
 async function* pages(hub: Hub, { pipeline, phase, limit, all }: Options): AsyncGenerator<JobRecord[]> {
@@ -58,36 +53,7 @@ async function* pages(hub: Hub, { pipeline, phase, limit, all }: Options): Async
   } while (token !== undefined)
 }
 
-/** Prints one array, whose parts come one after the other. */
-function jsonPrinter() {
-  let before = '[\n'
-  return {
-    add(jobs: JobRecord[]) {
-      for (const job of jobs) {
-        process.stdout.write(`${before}  ${JSON.stringify(job)}`)
-        before = ',\n'
-      }
-    },
-    end: () => void process.stdout.write(before === '[\n' ? '[]\n' : '\n]\n'),
-  }
-}
-
 const head = ['NAME', 'PHASE', 'ATTEMPT', 'REF', 'COMMIT', 'QUEUED', 'WAITED', 'TOOK', 'MESSAGE']
-
-/** Columns are as wide as the first page needs. */
-function tablePrinter() {
-  let widths: number[] | undefined
-  return {
-    add(jobs: JobRecord[]) {
-      const rows = jobs.map(row)
-      if (!widths) rows.unshift(head)
-      const fitting = widths ?? widthsOf(rows)
-      widths = fitting
-      for (const cells of rows) console.log(lineOf(cells, fitting))
-    },
-    end: () => void (widths ?? console.error('there are no such builds')),
-  }
-}
 
 function row({ name, phase, attempt, ref, commit, queuedAt, startedAt, finishedAt, code, message }: JobRecord) {
   const [queued, started, finished] = [queuedAt, startedAt, finishedAt].map(

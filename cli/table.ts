@@ -17,3 +17,42 @@ export function span(ms: number): string {
   if (seconds < 172_800) return `${Math.floor(seconds / 3600)}h`
   return `${Math.floor(seconds / 86_400)}d`
 }
+
+interface Table<T> {
+  head: string[]
+  row: (item: T) => string[]
+  /** Said when there is nothing to show. */
+  none: string
+}
+
+/** Prints what comes in pages: as a table, or as one JSON array. */
+export const printerOf = <T>(output: 'json' | undefined, table: Table<T>): { add(items: T[]): void; end(): void } =>
+  output === 'json' ? jsonPrinter() : tablePrinter(table)
+
+function jsonPrinter() {
+  let before = '[\n'
+  return {
+    add(items: unknown[]) {
+      for (const item of items) {
+        process.stdout.write(`${before}  ${JSON.stringify(item)}`)
+        before = ',\n'
+      }
+    },
+    end: () => void process.stdout.write(before === '[\n' ? '[]\n' : '\n]\n'),
+  }
+}
+
+/** Columns are as wide as the first page needs. */
+function tablePrinter<T>({ head, row, none }: Table<T>) {
+  let widths: number[] | undefined
+  return {
+    add(items: T[]) {
+      const rows = items.map(row)
+      if (!widths) rows.unshift(head)
+      const fitting = widths ?? widthsOf(rows)
+      widths = fitting
+      for (const cells of rows) console.log(lineOf(cells, fitting))
+    },
+    end: () => void (widths ?? console.error(none)),
+  }
+}

@@ -25,7 +25,7 @@ const server = parts.use(await startDatabase())
 export const hubKey = loadSigningKey(generateSigningKey().privateKeyPem)
 export const authority = await createAuthority('test')
 const { certificate, key } = await createServerCertificate(authority, ['127.0.0.1'])
-const tls = { certFile: join(dir, 'tls.crt'), keyFile: join(dir, 'tls.key') }
+export const tls = { authority: authority.certificate, certFile: join(dir, 'tls.crt'), keyFile: join(dir, 'tls.key') }
 await writeFile(tls.certFile, certificate)
 await writeFile(tls.keyFile, key)
 const descriptor = encodeDescriptor({

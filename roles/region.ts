@@ -7,11 +7,12 @@ import { regionHub, runReplicator } from '../artifacts/replicator.ts'
 import type { Store } from '../artifacts/store.ts'
 import { GoalMirror } from '../controllers/regionalGoalState/mirror.ts'
 import { Fleet } from '../fleet/fleet.ts'
+import { registerMachinesRoute } from '../fleet/machinesRoute.ts'
 import { ApiClient } from '../runtime/apiClient.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
 import { Cluster } from '../runtime/cluster.ts'
 import { loadVerificationKeys } from '../runtime/dsse.ts'
-import type { TrustedCluster } from '../runtime/identity.ts'
+import { TokenReviewer, type TrustedCluster } from '../runtime/identity.ts'
 import type { Logger } from '../runtime/log.ts'
 import { Metrics } from '../runtime/metrics.ts'
 import { createServer, listen } from '../runtime/server.ts'
@@ -123,6 +124,10 @@ export async function regionRole(log: Logger, signal: AbortSignal): Promise<void
     originLeaseMs: options.originLease,
   })
   await fleet.serve(server)
+  registerMachinesRoute(server, {
+    ...{ cluster: own, tokens: new TokenReviewer(own, undefined), region, database },
+    unreachableMs: options.unreachable,
+  })
   const { url } = await listen(server, options.listen)
   stack.defer(() => server.close())
   log.info({ url, region }, 'listening')

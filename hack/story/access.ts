@@ -66,6 +66,13 @@ export async function regionAccess(hub: ApiServer, own: ApiServer, region: strin
     own,
     roleBinding({ name: 'shoal-region', namespace: inner }, ['ClusterRole', 'shoal-region'], 'shoal-region'),
   )
+  await applyManifest(own, {
+    apiVersion: `${rbac}/v1`,
+    kind: 'ClusterRoleBinding',
+    metadata: { name: `shoal-region-reviews-${region}` },
+    roleRef: { apiGroup: rbac, kind: 'ClusterRole', name: 'system:auth-delegator' },
+    subjects: [{ kind: 'ServiceAccount', name: 'shoal-region', namespace: inner }],
+  })
   return {
     hubKubeconfig: await hub.kubeconfigFor(hubOwn, outer),
     hubToken,
