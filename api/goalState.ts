@@ -101,6 +101,11 @@ const status = machineCounts.partial().extend({
   regionsInRollout: z.array(z.string()).max(50).optional().describe('What "*" meant when the rollout started.'),
   waveOpen: z.boolean().optional().describe('The current wave has begun.'),
   soakedMs: z.int().optional().describe('How long the current wave has soaked.'),
+  waveSince: time.optional().describe('When the wave before the current one was complete.'),
+  standsSince: time
+    .optional()
+    .describe('The rollout stands still since then: for people, a freeze, its check, or silence.'),
+  stoodMs: z.int().optional().describe('How long the current wave stood still before that.'),
   waitedMs: z.int().optional().describe('How long nothing came forward, though it could.'),
   regions: z.array(machineCounts.extend({ name })).max(50).optional(),
   failures: z.array(machineFailure).max(10).optional(),

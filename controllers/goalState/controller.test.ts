@@ -219,6 +219,23 @@ test('an index is later than the one before it, whatever the clock of who wrote 
   await restartHub(() => write(Date.now()))
 })
 
+test('a rollout that is over, and one that stands still, are not written again', async () => {
+  const namespace = await newNamespace()
+  await artifact(namespace, 'web-1')
+  await apply(namespace, 'web-1')
+  await rollOut(namespace, 'Ready', 'RolledOut')
+  const version = async () => (await read(namespace))?.metadata.resourceVersion
+  const before = await until('it came to rest', async () => {
+    const first = await version()
+    const at = performance.now()
+    await until('a while', () => performance.now() - at > 500)
+    return (await version()) === first ? first : undefined
+  })
+  // every reconcile would write
+  await restartHub()
+  assert.is(await version(), before)
+})
+
 test('deleting a goal stops telling regions of it', async () => {
   const namespace = await newNamespace()
   await artifact(namespace, 'web-1')

@@ -31,6 +31,7 @@ import { ReplicaGate } from './replicaGate.ts'
 import type { Hold, Revisions } from './revisions.ts'
 import { endHistory, type GoalStatus, progressOf, reportsOf, startRollout, statusOf } from './status.ts'
 import { specOf, Templates } from './templates.ts'
+import { WaveTimes } from './waveTimes.ts'
 
 export interface GoalStateControllerOptions {
   cluster: Cluster
@@ -67,6 +68,7 @@ export class GoalStateController {
   readonly #replicas: ReplicaGate
   readonly #checks: Checks
   readonly #templates: Templates
+  readonly #waveTimes: WaveTimes
   /** When each goal's engine was last stepped, on this process' monotonic clock. */
   readonly #steppedAt = new Map<string, number>()
 
@@ -75,6 +77,7 @@ export class GoalStateController {
     this.#clock = options.clock ?? systemClock
     this.#replicas = new ReplicaGate(options.checkReplica)
     this.#templates = new Templates(options)
+    this.#waveTimes = new WaveTimes(options.metrics)
     this.#checks = new Checks({ clock: this.#clock, everyMs: options.checkEveryMs })
     this.#controller = new Controller({ ...options, name: 'goalstate', reconcile: (key) => this.#reconcile(key) })
     options.goals.onChange((key, goal, previous) => {
@@ -268,6 +271,7 @@ export class GoalStateController {
     const step = advance(rollout, progress, { reports, unseen, elapsedMs, gates })
     const status: GoalStatus = {
       ...before,
+      ...this.#waveTimes.step(before, step, this.#clock.now()),
       waveIndex: step.progress.waveIndex,
       wave: `${Math.min(step.progress.waveIndex + 1, waves.length)}/${waves.length}`,
       waveOpen: step.progress.open,
@@ -296,6 +300,7 @@ export class GoalStateController {
     if (!effective || status.lastGood?.revision === effective.revision) return status
     const note = `${effective.artifact} runs everywhere as revision ${effective.revision}`
     this.#options.events.record(goal, 'Normal', 'RolledOut', note)
+    this.#waveTimes.ended('Succeeded')
     const { template, revision, artifact } = effective
     const now = new Date(this.#clock.now()).toISOString()
     const before = status.lastGood?.template === template ? status.goodBefore : status.lastGood
@@ -316,6 +321,7 @@ export class GoalStateController {
     const now = new Date(this.#clock.now()).toISOString()
     await revisions.putHold(goal, effective.template, why, now)
     status.history = endHistory(status, effective.revision, 'Failed', now)
+    this.#waveTimes.ended('Failed')
     events.record(goal, 'Warning', 'RolloutFailed', `${effective.artifact}: ${why}`)
     log.info({ goal: goal.metadata.name, revision: effective.revision, why }, 'rollout failed')
   }

@@ -69,6 +69,9 @@ export function startRollout(
     rollback,
     waveIndex: 0,
     waveOpen: false,
+    waveSince: now,
+    standsSince: undefined,
+    stoodMs: 0,
     soakedMs: 0,
     waitedMs: 0,
     regionsInRollout: regions,
@@ -110,8 +113,9 @@ export function statusOf(goal: GoalState, view: View): GoalStatus {
     .filter((regional) => regional.status?.observedRevision === revision)
     .flatMap(({ spec, status }) => (status?.failures ?? []).map((failure) => ({ ...failure, region: spec.region })))
   const total = (name: keyof MachineCounts) => known.reduce((sum, counts) => sum + counts[name], 0)
+  const kept = Object.fromEntries(Object.entries(status).filter(([, value]) => value !== undefined))
   return {
-    ...status,
+    ...kept,
     ...(generation !== undefined && { observedGeneration: generation }),
     ...(regionals && { ...Object.fromEntries(countNames.map((name) => [name, total(name)])), regions: known }),
     ...(failures.length > 0 && { failures: failures.slice(0, keptFailures) }),
