@@ -34,7 +34,8 @@ const rollout = z.object({
     .array(wave)
     .min(1)
     .max(32)
-    .default([{ regions: ['*'], percent: 100, soak: '0s' }]),
+    .optional()
+    .describe('Default: one machine of the first region, then one region after the other, by name.'),
   maxUnavailable: intOrPercent
     .meta(validations(rule('self != 0 && self != "0%"', 'with no machine down at once none can be updated')))
     .default('33%')

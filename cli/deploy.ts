@@ -1,9 +1,9 @@
 import type { Command } from 'commander'
 import { Artifact } from '../api/artifact.ts'
 import { ShoalError } from '../api/errors.ts'
-import { GoalState } from '../api/goalState.ts'
-import { durationMs, resolveCount } from '../api/meta.ts'
-import { planOf } from '../rollout/plan.ts'
+import { GoalState, type Wave } from '../api/goalState.ts'
+import { durationMs, type IntOrPercent, resolveCount } from '../api/meta.ts'
+import { type PlannedStep, planOf, wavesOf } from '../rollout/plan.ts'
 import { Cluster } from '../runtime/cluster.ts'
 import { currentNamespace, loadKubeConfig } from './kubeconfig.ts'
 import { lineOf, span, widthsOf } from './table.ts'
@@ -45,11 +45,34 @@ export function addDeploy(program: Command): void {
     })
 }
 
+/** Stopping the old one and starting the new, for an application that does neither slowly. */
+const switchMs = 5000
+
+/** Regions of a wave go side by side; in a region so many machines at once as may be down. */
+function expectedMs(o: {
+  waves: Wave[]
+  regions: { name: string; desired: number }[]
+  maxUnavailable: IntOrPercent
+  activation: GoalState['spec']['activation']
+}): number {
+  const stepMs = durationMs(o.activation.minHealthy) + switchMs
+  const steps = Map.groupBy(planOf(o.waves, o.regions), ({ wave }) => wave)
+  const stepsOf = ({ changes, desired }: PlannedStep) =>
+    Math.ceil(changes / Math.max(1, resolveCount(o.maxUnavailable, desired)))
+  const changingMs = [...steps.values()].map((wave) => Math.max(...wave.map(stepsOf)) * stepMs)
+  const soakingMs = o.waves.map(({ soak }) => durationMs(soak))
+  return [...changingMs, ...soakingMs].reduce((sum, ms) => sum + ms, 0)
+}
+
 function showPlan({ metadata, spec, status }: GoalState, artifact: Artifact): void {
-  const { waves, maxUnavailable } = spec.rollout
+  const { maxUnavailable } = spec.rollout
   const regions = (status?.regions ?? []).map(({ name, desired }) => ({ name, desired }))
   if (regions.length === 0)
     throw new ShoalError('Conflict', `nothing of ${metadata.name} was rolled out yet: its machines are not known`)
+  const waves = wavesOf(
+    spec.rollout,
+    regions.map(({ name }) => name),
+  )
   const lines = [
     ['WAVE', 'REGION', 'CHANGES', 'THEN', 'AT ONCE', 'THEN WAITS FOR'],
     ...planOf(waves, regions).map(({ wave, region, changes, of, desired }) => {
@@ -59,6 +82,7 @@ function showPlan({ metadata, spec, status }: GoalState, artifact: Artifact): vo
       return [wave, region, changes, `${of} of ${desired}`, atOnce, waits.filter(Boolean).join(', ')].map(String)
     }),
   ]
+  const took = expectedMs({ waves, regions, maxUnavailable, activation: spec.activation })
   const widths = widthsOf(lines)
   for (const line of lines) console.log(lineOf(line, widths))
   const machines = regions.reduce((sum, { desired }) => sum + desired, 0)
@@ -66,6 +90,9 @@ function showPlan({ metadata, spec, status }: GoalState, artifact: Artifact): vo
   const lacking = (artifact.status?.replicas ?? []).filter(({ state }) => state !== 'Replicated')
   console.log(
     `${artifact.metadata.name}: ${artifact.spec.sizeBytes} bytes to each of ${machines} machines at most, less what is on disk; soaks ${span(soaksMs)} in all`,
+  )
+  console.log(
+    `expected: ${span(took)} once it is fetched, if each step of a wave takes minHealthy and ${switchMs / 1000} s to switch`,
   )
   if (lacking.length > 0) console.log(`it begins once it is in ${lacking.map(({ region }) => region).join(', ')}`)
 }

@@ -1,6 +1,7 @@
 import { type Command, InvalidArgumentError } from 'commander'
 import { ShoalError } from '../api/errors.ts'
 import { GoalState, GoalStateRevision } from '../api/goalState.ts'
+import { wavesOf } from '../rollout/plan.ts'
 import { say, type Word } from '../rollout/words.ts'
 import { ApiError, Cluster } from '../runtime/cluster.ts'
 import { currentNamespace, loadKubeConfig } from './kubeconfig.ts'
@@ -85,7 +86,7 @@ const promote: Deed = {
 
 const approve: Deed = {
   plan({ goal, effective }, { wave = currentWave(goal) }) {
-    const { waves } = goal.spec.rollout
+    const waves = wavesIn(goal)
     const wanted = waves[wave - 1]
     if (!wanted) throw new ShoalError('Invalid', `${goal.metadata.name} has ${waves.length} waves`)
     if (!wanted.approval) throw conflict(`wave ${wave} of ${goal.metadata.name} needs no approval`)
@@ -129,9 +130,11 @@ const release: Deed = {
   },
 }
 
-function currentWave({ metadata, spec, status }: GoalState): number {
-  const wave = (status?.waveIndex ?? 0) + 1
-  if (wave > spec.rollout.waves.length) throw conflict(`every wave of ${metadata.name} is complete`)
+const wavesIn = ({ spec, status }: GoalState) => wavesOf(spec.rollout, status?.regionsInRollout ?? [])
+
+function currentWave(goal: GoalState): number {
+  const wave = (goal.status?.waveIndex ?? 0) + 1
+  if (wave > wavesIn(goal).length) throw conflict(`every wave of ${goal.metadata.name} is complete`)
   return wave
 }
 

@@ -3,7 +3,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { MachineCounts, Wave } from '../api/goalState.ts'
 import { advance, enterWave, type Gates, openWave, type Progress, type RegionReport } from './engine.ts'
-import { planOf, regionsOf, targetCount, targetOf } from './plan.ts'
+import { planOf, regionsOf, targetCount, targetOf, wavesOf } from './plan.ts'
 
 const test = suite('rollout engine')
 
@@ -36,7 +36,8 @@ test('a target is the highest of the waves so far', () => {
   assert.equal(targetOf(waves, 0, 'us'), { machines: 0, percent: 0 })
   assert.equal(targetOf(waves, 1, 'eu'), { machines: 1, percent: 100 })
   assert.equal(targetOf(waves, 2, 'us'), { machines: 0, percent: 100 })
-  assert.equal(regionsOf(waves, ['us', 'eu']), ['eu', 'us'])
+  assert.equal(regionsOf({ waves }, ['us', 'eu']), ['eu', 'us'])
+  assert.equal(regionsOf({}, ['us', 'eu']), ['eu', 'us'])
 })
 
 test('a plan says what each wave changes where', () => {
@@ -196,6 +197,20 @@ test('whatever is reported, waves go one by one and never back', () => {
       }
     }),
   )
+})
+
+test('without waves one machine goes first, then one region after the other', () => {
+  const made = wavesOf({}, ['eu', 'us'])
+  const changes = planOf(made, [
+    { name: 'eu', desired: 4 },
+    { name: 'us', desired: 3 },
+  ]).map((step) => [step.wave, step.region, step.changes])
+  assert.equal(changes, [
+    [1, 'eu', 1],
+    [2, 'eu', 3],
+    [3, 'us', 3],
+  ])
+  assert.equal(wavesOf({ waves }, ['eu', 'us']), waves)
 })
 
 test.run()

@@ -1,4 +1,4 @@
-import type { MachineCounts, Rollout } from '../api/goalState.ts'
+import type { MachineCounts, Rollout, Wave } from '../api/goalState.ts'
 import { durationMs, type IntOrPercent, resolveCount } from '../api/meta.ts'
 import { covers, targetCount, targetOf } from './plan.ts'
 
@@ -52,14 +52,15 @@ export type Verdict =
   | { is: 'Failed'; message: string }
   | { is: 'Complete'; message: string }
 
-type Rules = Pick<Rollout, 'waves' | 'failureThreshold' | 'progressDeadline'>
+type Waves = { waves: Wave[] }
+type Rules = Waves & Pick<Rollout, 'failureThreshold' | 'progressDeadline'>
 
 /** Few machines say nothing about a share: until so many are updated, any failure halts. */
 const smallRollout = 50
 const noGates: Gates = { approved: new Set(), promoted: new Set() }
 
 /** The wave begins, if it may; what it allows is told to the regions only then. */
-export function enterWave({ waves }: Pick<Rollout, 'waves'>, progress: Progress, gates: Gates = noGates): Progress {
+export function enterWave({ waves }: Waves, progress: Progress, gates: Gates = noGates): Progress {
   const wave = waves[progress.waveIndex]
   if (!wave || progress.open || gates.stopped) return progress
   if (wave.approval && !gates.approved.has(progress.waveIndex)) return progress
@@ -158,8 +159,6 @@ function failureOf(
   const halted = reports.find((report) => report.halted)
   return halted && `region ${halted.region} halted on its own threshold`
 }
-
-type Waves = Pick<Rollout, 'waves'>
 
 function isComplete({ region, counts }: RegionReport, { waves }: Waves, { waveIndex }: Progress): boolean {
   if (!counts) return false

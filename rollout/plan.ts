@@ -1,12 +1,19 @@
-import type { Wave } from '../api/goalState.ts'
+import type { Rollout, Wave } from '../api/goalState.ts'
 import type { Target } from './envelope.ts'
+
+/** The waves of a rollout to these regions: what the goal says, or one region after the other, and one machine before all. */
+export function wavesOf({ waves }: Pick<Rollout, 'waves'>, regions: string[]): Wave[] {
+  if (waves) return waves
+  const everywhere = regions.map((region) => ({ regions: [region], percent: 100, soak: '0s' }))
+  return [{ regions: regions.slice(0, 1), machines: 1, soak: '0s' }, ...everywhere]
+}
 
 /** A rollback goes everywhere at once; the budget still bounds how many machines are down at a time. */
 export const rollbackWaves: Wave[] = [{ regions: ['*'], percent: 100, soak: '0s' }]
 
-/** The regions the waves name, sorted; `*` means `active`, those that exist and aren't cordoned when the rollout starts. */
-export function regionsOf(waves: Wave[], active: string[]): string[] {
-  const named = waves.flatMap(({ regions }) => (regions.includes('*') ? active : regions))
+/** The regions the waves name, all where there are none, sorted; `*` means `active`, those that exist and aren't cordoned when the rollout starts. */
+export function regionsOf({ waves }: Pick<Rollout, 'waves'>, active: string[]): string[] {
+  const named = (waves ?? [{ regions: ['*'] }]).flatMap(({ regions }) => (regions.includes('*') ? active : regions))
   return [...new Set(named)].sort()
 }
 

@@ -20,7 +20,7 @@ export interface TestSystem extends AsyncDisposable {
 /** A small system of its own in a temporary folder. Default: one region, no machines. */
 export async function bringUp(
   shape: Partial<Shape> = {},
-  more: Pick<SystemOptions, 'ownServers' | 'settings'> = {},
+  more: Pick<SystemOptions, 'ownServers' | 'settings' | 'hubs'> = {},
 ): Promise<TestSystem> {
   await using stack = new AsyncDisposableStack()
   const temporary = stack.use(await temporaryDir('shoal-system'))

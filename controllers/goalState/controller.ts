@@ -13,7 +13,7 @@ import type { RegionalGoalState } from '../../api/regionalGoalState.ts'
 import { chooseTemplate } from '../../rollout/effective.ts'
 import { advance, enterWave, openWave, type Verdict } from '../../rollout/engine.ts'
 import { freezeProblem } from '../../rollout/freeze.ts'
-import { covers, regionsOf, rollbackWaves, targetOf } from '../../rollout/plan.ts'
+import { covers, regionsOf, rollbackWaves, targetOf, wavesOf } from '../../rollout/plan.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import type { Cluster } from '../../runtime/cluster.ts'
 import { Controller, type ReconcileResult } from '../../runtime/controller.ts'
@@ -175,8 +175,8 @@ export class GoalStateController {
     })
     if (!choice) return status
     const { template: hash, rollback } = choice
-    const waves = rollback ? rollbackWaves : goal.spec.rollout.waves
     const regions = rollback ? (status.regionsInRollout ?? []) : this.#regions(goal)
+    const waves = rollback ? rollbackWaves : wavesOf(goal.spec.rollout, regions)
     if (!rollback) await this.#requireReplicas(goal, regions)
     const template = rollback ? revisions.templateOf(goal, hash) : specOf(goal)
     if (!template) throw new Stalled('ArtifactNotFound', `the last good template ${hash} is not kept any more`)
@@ -193,7 +193,7 @@ export class GoalStateController {
 
   #regions(goal: GoalState): string[] {
     const { regions } = this.#options
-    const named = regionsOf(goal.spec.rollout.waves, regions.activeRegions())
+    const named = regionsOf(goal.spec.rollout, regions.activeRegions())
     const unknown = named.find((name) => !regions.get(name))
     if (unknown !== undefined) throw new Stalled('RegionUnknown', `a wave names region ${unknown}`)
     const active = regions.activeRegions()
@@ -229,7 +229,7 @@ export class GoalStateController {
     const wanted = effective && this.#templates.of(goal, effective.template)
     if (!effective || !wanted) return { status: before, verdict: undefined }
     const regions = before.regionsInRollout ?? []
-    const waves = before.rollback ? rollbackWaves : goal.spec.rollout.waves
+    const waves = before.rollback ? rollbackWaves : wavesOf(goal.spec.rollout, regions)
     const words = this.#options.revisions.wordsOn(goal, effective.revision)
     const rollout = { ...goal.spec.rollout, waves }
     const standing = progressOf(before, waves.length)

@@ -2,7 +2,7 @@ import type { GoalState, GoalStateRevision } from '../../api/goalState.ts'
 import { durationMs } from '../../api/meta.ts'
 import type { Gates, Progress } from '../../rollout/engine.ts'
 import { freezeProblem, frozenUntil } from '../../rollout/freeze.ts'
-import { covers } from '../../rollout/plan.ts'
+import { covers, wavesOf } from '../../rollout/plan.ts'
 import type { Checks } from './checks.ts'
 import type { GoalStatus } from './status.ts'
 
@@ -37,8 +37,8 @@ function checkOf(
   { goal, status, checks }: Pick<GatesOptions, 'goal' | 'status' | 'checks'>,
   { waveIndex, open }: Progress,
 ): Gates['check'] {
-  const { check, waves } = goal.spec.rollout
-  const wave = waves[waveIndex]
+  const { check } = goal.spec.rollout
+  const wave = wavesOf(goal.spec.rollout, status.regionsInRollout ?? [])[waveIndex]
   if (!check || !status.effective || !wave || !open || durationMs(wave.soak) === 0) return undefined
   const { namespace = '', name } = goal.metadata
   const { artifact, revision } = status.effective

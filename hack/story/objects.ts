@@ -8,7 +8,10 @@ import type { SystemState } from './state.ts'
 export const appName = 'web'
 
 /** The pipeline: the demo's application, or the reader's own. Polls rarely, so that it is the webhook that is seen. */
-export function pipeline(state: Pick<SystemState, 'namespace' | 'shape' | 'repositories'>) {
+export function pipeline(
+  state: Pick<SystemState, 'namespace' | 'shape' | 'repositories'>,
+  { pollInterval = '10m' } = {},
+) {
   const { own, small } = state.shape
   const command = own ? ['sh', '-c', own.build] : [small ? './build-small.sh' : './build.sh']
   const output = own ? own.output : small ? 'out' : 'out/server'
@@ -18,7 +21,7 @@ export function pipeline(state: Pick<SystemState, 'namespace' | 'shape' | 'repos
       source: {
         url: state.repositories.app.bare,
         branches: ['main'],
-        pollInterval: '10m',
+        pollInterval,
         webhookSecretRef: { name: 'web-webhook' },
       },
       build: { command, output, timeout: '30m', env: [{ name: 'NODE', value: reachableNode() }] },

@@ -46,7 +46,7 @@ export interface SystemState {
   kubeconfig: string
   kubectl: string
   databaseUrl: string
-  hub: { url: string; ca: string; pid: number }
+  hub: { url: string; urls: string[]; ca: string; pid: number }
   webhook: { url: string; secretFile: string }
   workers: { name: string; url: string; pid: number }[]
   regions: { name: string; fleetUrl: string; pid: number; mirrorNamespace: string; databaseUrl: string }[]

@@ -32,6 +32,8 @@ export interface SystemOptions {
   progress: Progress
   /** Regions with an API server of their own; all others share the hub's. */
   ownServers?: string[]
+  /** Replicas of the hub; the first is the one that the state names. Default: 1. */
+  hubs?: number
   /** How many workers there may be; `min` from the start. Default: 2 to 4. */
   workers?: { min: number; max: number }
   /** The state is another: workers came or went. */
@@ -210,7 +212,13 @@ class Assembly {
       SIGNING_KEY: signingKey,
     }
     const { pid } = await this.#run('hub', 'hub', settings, url)
-    return { url, pid }
+    const urls = [url]
+    for (let n = 2; n <= (this.#options.hubs ?? 1); n++) {
+      const other = await freeAddress()
+      urls.push(`https://${other}`)
+      await this.#run('hub', `hub-${n}`, { ...settings, LISTEN: other }, `https://${other}`)
+    }
+    return { url, urls, pid }
   }
 
   async #webhook(hubUrl: string, bare: string) {

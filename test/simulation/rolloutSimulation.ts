@@ -1,4 +1,4 @@
-import { GoalState } from '../../api/goalState.ts'
+import { GoalState, type Wave } from '../../api/goalState.ts'
 import { endHistory, type GoalStatus, progressOf, startRollout } from '../../controllers/goalState/status.ts'
 import { type Choice, chooseTemplate, engineName } from '../../rollout/effective.ts'
 import { advance, enterWave, type Gates, openWave } from '../../rollout/engine.ts'
@@ -12,7 +12,7 @@ const indexEveryMs = 20_000
 /** The least time in which all of it comes right once nothing is wrong any more. */
 const settleMs = 1_800_000
 
-type Rollout = GoalState['spec']['rollout']
+type Rollout = GoalState['spec']['rollout'] & { waves: Wave[] }
 
 export interface RolloutWorld {
   seed: number
@@ -30,14 +30,12 @@ export interface RolloutWorld {
   onTick?: (nowMs: number, hub: Hub, regions: Region[]) => void
 }
 
-/** With what the schema says where nothing is given. */
-export const rolloutOf = (rollout: object) =>
-  GoalState.parse(
-    GoalState.make(
-      { name: 'web', namespace: 'demo' },
-      { artifactRef: { name: 'a' }, activation: { command: ['a'] }, rollout },
-    ),
-  ).spec.rollout
+/** With what the schema says where nothing is given, and one wave for all where none is. */
+export function rolloutOf(rollout: object): Rollout {
+  const spec = { artifactRef: { name: 'a' }, activation: { command: ['a'] }, rollout }
+  const parsed = GoalState.parse(GoalState.make({ name: 'web', namespace: 'demo' }, spec)).spec.rollout
+  return { ...parsed, waves: parsed.waves ?? [{ regions: ['*'], percent: 100, soak: '0s' }] }
+}
 
 /** A hub died in the middle of something. */
 class Died extends Error {}

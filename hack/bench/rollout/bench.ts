@@ -11,15 +11,19 @@ import { advance, enterWave } from '../../../rollout/engine.ts'
 import { Database } from '../../../runtime/sql.ts'
 import { rolloutOf, simulateRollout } from '../../../test/simulation/rolloutSimulation.ts'
 import { startDatabase } from '../../parts/database.ts'
+import { availability } from './availability.ts'
 import { polls } from './polls.ts'
 import { propagation } from './propagation.ts'
 import { anyMissed, row, seconds, timed } from './rows.ts'
 
-const { quick } = new Command('run')
-  .description('Measures grants, the engine, and rollouts in simulated time; some two minutes.')
-  .option('--quick', 'under a minute: 2,000 machines in the database, 10,000 simulated')
+const { quick, minutes } = new Command('run')
+  .description(
+    'Measures grants, the engine, rollouts in simulated time, polls, propagation, and what is available under kills.',
+  )
+  .option('--quick', 'under a minute: 2,000 machines in the database, 10,000 simulated, 200 that poll')
+  .option('--minutes <n>', 'of kills', Number, 20)
   .parse()
-  .opts<{ quick?: boolean }>()
+  .opts<{ quick?: boolean; minutes: number }>()
 
 async function grants(machines: number): Promise<void> {
   await using server = await startDatabase({ own: true })
@@ -169,6 +173,7 @@ for (const machines of quick ? [1000, 10_000] : [1000, 10_000, 100_000]) {
 }
 rollback(quick ? 10_000 : 100_000)
 // A process may have 20,000 files open where nobody raised that.
-await polls(quick ? 2000 : 19_500)
+await polls(quick ? 2000 : 19_500, { quick })
 await propagation({ machines: quick ? 200 : 2000, rounds: quick ? 10 : 60 })
+if (!quick) await availability(minutes)
 process.exit(anyMissed() ? 1 : 0)

@@ -12,7 +12,8 @@ import { percentile, row, seconds } from './rows.ts'
 import { benchGoal, type ServerSettings } from './server.ts'
 
 /** One fleet server and its machines: as many held polls as there are machines, then plain polls as fast as it can. */
-export async function polls(machines: number): Promise<void> {
+export async function polls(machines: number, { quick = false } = {}): Promise<void> {
+  const lookMs = quick ? 4000 : 20_000
   await using stack = new AsyncDisposableStack()
   const dir = stack.use(await temporaryDir('shoal-polls')).path
   const authority = await createAuthority('bench')
@@ -54,10 +55,10 @@ export async function polls(machines: number): Promise<void> {
   )
   await Promise.all(crowds.map((child) => message(child, 'connected')))
   const connectedMs = performance.now() - beganMs
-  await settle()
+  await settle(quick ? 2000 : 5000)
   const cpuMs = cpuMsOf(server.pid)
-  await settle(20_000)
-  const cpuShare = (cpuMsOf(server.pid) - cpuMs) / 20_000
+  await settle(lookMs)
+  const cpuShare = (cpuMsOf(server.pid) - cpuMs) / lookMs
   const megabytes = residentMegabytes(server.pid)
   const whole = emptyMegabytes + ((megabytes - emptyMegabytes) / machines) * 20_000
   row(
@@ -88,7 +89,7 @@ export async function polls(machines: number): Promise<void> {
   const before = await message(pollers, 'polls')
   const cpuBefore = cpuMsOf(plain.pid)
   const from = performance.now()
-  await settle(8000)
+  await settle(quick ? 4000 : 8000)
   const after = await message(pollers, 'polls')
   const count = after.count - before.count
   const perCore = count / ((cpuMsOf(plain.pid) - cpuBefore) / 1000)
