@@ -7,6 +7,7 @@ import { regionHub, runReplicator } from '../artifacts/replicator.ts'
 import type { Store } from '../artifacts/store.ts'
 import { GoalMirror } from '../controllers/regionalGoalState/mirror.ts'
 import { Fleet } from '../fleet/fleet.ts'
+import { fleetGroups, growSlowly } from '../fleet/footprint.ts'
 import { registerMachinesRoute } from '../fleet/machinesRoute.ts'
 import { ApiClient } from '../runtime/apiClient.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
@@ -56,6 +57,7 @@ const settings = {
 
 /** `shoal region`: every replica does everything; what must be done once is a row that one of them holds. */
 export async function regionRole(log: Logger, signal: AbortSignal): Promise<void> {
+  growSlowly()
   const options = readSettings(settings)
   const { region } = options
   const metrics = new Metrics()
@@ -96,7 +98,7 @@ export async function regionRole(log: Logger, signal: AbortSignal): Promise<void
     log,
     metrics,
     bodyLimitBytes: 4 << 20,
-    tls: { certFile: options.tlsCert, keyFile: options.tlsKey },
+    tls: { certFile: options.tlsCert, keyFile: options.tlsKey, groups: fleetGroups },
     ready: () => [
       ...(synced ? [] : ['the hub’s goals were not read yet']),
       ...(store ? [] : ['the bucket is not known yet']),

@@ -13,6 +13,8 @@ interface TlsFiles {
   keyFile: string
   /** How often they are looked at. Default: 30 s. */
   checkMs?: number
+  /** Key exchanges, as OpenSSL names them. Default: OpenSSL's. */
+  groups?: string
 }
 
 export interface ServerOptions {
@@ -97,6 +99,7 @@ function asShoalError(error: unknown): ShoalError {
 }
 
 const credentials = (tls: TlsFiles) => ({
+  ...(tls.groups !== undefined && { ecdhCurve: tls.groups }),
   cert: readFileSync(tls.certFile),
   key: readFileSync(tls.keyFile),
 })

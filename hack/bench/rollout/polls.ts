@@ -11,6 +11,10 @@ import type { PollersSettings } from './pollers.ts'
 import { percentile, row, seconds } from './rows.ts'
 import { benchGoal, type ServerSettings } from './server.ts'
 
+const allocator = {
+  ...{ MALLOC_ARENA_MAX: '2', MALLOC_MMAP_THRESHOLD_: '12288', MALLOC_TRIM_THRESHOLD_: '262144', MALLOC_TOP_PAD_: '0' },
+}
+
 /** One fleet server and its machines: as many held polls as there are machines, then plain polls as fast as it can. */
 export async function polls(machines: number, { quick = false } = {}): Promise<void> {
   const lookMs = quick ? 4000 : 20_000
@@ -28,8 +32,11 @@ export async function polls(machines: number, { quick = false } = {}): Promise<v
   const names = Array.from({ length: machines }, (_, at) => `machine-${at}`)
   const startServer = async (port: number, holdMs: number) => {
     const settings: ServerSettings = { databaseUrl, port, tls, signingKey: hub.privateKeyPem, holdMs }
+    // As bin/shoal and manifests/region start one.
     const child = fork(join(import.meta.dirname, 'server.ts'), [JSON.stringify(settings)], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+      execArgv: ['--max-semi-space-size=8'],
+      env: { ...process.env, ...allocator },
     })
     stack.defer(() => end(child))
     await new Promise((resolve) => child.once('message', resolve))

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fleet } from '../../../fleet/fleet.ts'
+import { fleetGroups, growSlowly } from '../../../fleet/footprint.ts'
 import { type GoalPayload, hashTemplate, signGoal, signIndex, template } from '../../../rollout/envelope.ts'
 import { systemClock } from '../../../runtime/clock.ts'
 import { loadSigningKey } from '../../../runtime/dsse.ts'
@@ -58,7 +59,8 @@ if (import.meta.main) {
     ...{ pollMs: 10_000, holdMs: settings.holdMs, beginWithinMs: 60_000, indexLifetimeMs: 60_000 },
     ...{ unreachableMs: 60_000, announceMs: 5000, originLeaseMs: 5000 },
   })
-  const server = createServer({ log, metrics, tls: settings.tls })
+  growSlowly()
+  const server = createServer({ log, metrics, tls: { ...settings.tls, groups: fleetGroups } })
   await fleet.serve(server)
   await listen(server, { host: '127.0.0.1', port: settings.port })
   void fleet.run(new AbortController().signal)
