@@ -51,7 +51,8 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     const mayHoldMs = Math.min(poll.waitMs ?? 0, options.holdMs)
     if (mayHoldMs === 0) return answer(await newsFor(machine, poll, { waits: waitsOf(poll, goals.selecting(machine)) }))
     const untilMs = clock.monotonic() + mayHoldMs * (0.8 + random() * 0.2)
-    const gone = new Promise<void>((resolve) => reply.raw.once('close', resolve))
+    let release: () => void = () => undefined
+    reply.raw.once('close', () => release())
     for (let woken = false; ; woken = true) {
       const waits = waitsOf(poll, goals.selecting(machine))
       // Held before it is looked for, so that no news goes by in between.
@@ -61,7 +62,7 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
         entry.release()
         return answer(news, { waits: true })
       }
-      void gone.then(entry.release)
+      release = entry.release
       holding.set(held.size)
       const why = await entry.news
       holding.set(held.size)

@@ -4,6 +4,7 @@ import { appendFile, mkdir } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { Transient } from '../../api/errors.ts'
 import { Pipeline } from '../../api/pipeline.ts'
 import { startDatabase } from '../../hack/parts/database.ts'
 import { temporaryDir } from '../../hack/parts/process.ts'
@@ -17,7 +18,7 @@ import { registerWebhook } from './webhook.ts'
 
 const test = suite('webhook')
 const parts = new AsyncDisposableStack()
-const mariadb = parts.use(await startDatabase())
+const mariadb = parts.use(await startDatabase({ own: true }))
 const database = parts.use(new Database(await mariadb.createSchema('builds')))
 await database.migrate(join(import.meta.dirname, '../../queue/migrations'))
 
@@ -47,12 +48,14 @@ const metrics = new Metrics()
 const log = createLogger('test', 'silent')
 const server = createServer({ log, metrics })
 let changes = 0
+const atOnce = async (key: string) => secrets[key]
+let readSecret: (key: string) => Promise<Record<string, string> | undefined> = atOnce
 registerWebhook(server, {
   database,
   metrics,
   log,
   pipeline: (key) => pipelines.get(key),
-  readSecret: async (namespace, name) => secrets[`${namespace}/${name}`],
+  readSecret: (namespace, name) => readSecret(`${namespace}/${name}`),
   onChange: () => changes++,
 })
 const { url } = await listen(server, { host: '127.0.0.1', port: 0 })
@@ -92,6 +95,27 @@ test('a signed push queues its commit once, however often it is delivered', asyn
   const [count] = await database.query<{ n: number }>('SELECT COUNT(*) AS n FROM job')
   assert.is(count?.n, 1)
   assert.is(changes > 0, true)
+})
+
+test('a push is queued while the API server is away, by the secret that was last read', async () => {
+  const push = (digit: string) => signed({ ref: 'refs/heads/main', after: commit(digit) })
+  assert.is((await push('1')).status, 202)
+  try {
+    readSecret = () => Promise.reject(new Transient('Unavailable', 'away'))
+    assert.is((await push('2')).status, 202)
+    readSecret = () => new Promise(() => undefined)
+    assert.is((await push('3')).status, 202)
+    assert.is((await post('{}', { 'x-hub-signature-256': sign('{}', 'another') })).status, 401)
+  } finally {
+    readSecret = atOnce
+  }
+})
+
+test('a push that comes while the database is away is queued when it is back', async () => {
+  await mariadb.kill()
+  const answer = signed({ ref: 'refs/heads/main', after: commit('4') })
+  await mariadb.start()
+  assert.equal(await answer, { status: 202, body: { job: 'web-444444444444' } })
 })
 
 test('whatever is wrong with who asks, the answer is the same, and counted', async () => {

@@ -1,4 +1,5 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
 import { z } from 'zod'
 import { ShoalError } from '../../api/errors.ts'
 import { commitId } from '../../api/meta.ts'
@@ -31,6 +32,10 @@ const push = z.looseObject({
   head_commit: z.looseObject({ id: z.string() }).nullish(),
 })
 
+/** How long a secret is good for that can't be read again, and how long reading it may take before that one is taken. */
+const secretKeptMs = 3_600_000
+const secretPatienceMs = 1000
+const databasePatienceMs = 8000
 const noCommit = '0'.repeat(40)
 const maxBodyBytes = 5 << 20
 /** Compared against where there is no secret, so that an unknown pipeline costs the same time. */
@@ -39,6 +44,7 @@ const decoy = randomBytes(32).toString('hex')
 /** POST /webhooks/<namespace>/<pipeline>: a push, signed by the pipeline's secret (X-Hub-Signature-256). */
 export function registerWebhook(server: Server, options: WebhookOptions): void {
   const catchUp = catchingUp(options)
+  const secrets = new Map<string, { secret: string | undefined; atMs: number }>()
   const refused = options.metrics.counter('webhook_refused_total', 'Webhooks without a valid signature.')
   server.register(async (scope) => {
     // The signature covers the bytes as they came.
@@ -58,7 +64,9 @@ export function registerWebhook(server: Server, options: WebhookOptions): void {
           throw new ShoalError('Unauthorized', 'the signature is not valid here')
         }
         const event = request.headers['x-github-event'] ?? 'push'
-        return reply.code(202).send(event === 'push' ? await accept(pipeline, body) : { ignored: `event ${event}` })
+        return reply
+          .code(202)
+          .send(event === 'push' ? await patiently(() => accept(pipeline, body)) : { ignored: `event ${event}` })
       },
     )
   })
@@ -66,7 +74,35 @@ export function registerWebhook(server: Server, options: WebhookOptions): void {
   async function secretOf(pipeline: Pipeline | undefined): Promise<string | undefined> {
     const ref = pipeline?.spec.source.webhookSecretRef
     if (!pipeline || !ref) return undefined
-    return (await options.readSecret(pipeline.metadata.namespace ?? '', ref.name))?.secret
+    const namespace = pipeline.metadata.namespace ?? ''
+    const key = `${namespace}/${ref.name}`
+    const known = secrets.get(key)
+    const lastKnown = known && performance.now() - known.atMs < secretKeptMs ? known.secret : undefined
+    const reading = read(namespace, ref.name)
+    if (lastKnown === undefined) return reading
+    // A push is queued while the API server is away.
+    const late = delay(secretPatienceMs, lastKnown, { ref: false })
+    return Promise.race([reading.catch(() => lastKnown), late])
+  }
+
+  async function read(namespace: string, name: string): Promise<string | undefined> {
+    const secret = (await options.readSecret(namespace, name))?.secret
+    secrets.set(`${namespace}/${name}`, { secret, atMs: performance.now() })
+    return secret
+  }
+
+  /** Whoever sends it waits for 10 s, and does not come again: a database that is back by then has it. */
+  async function patiently<T>(work: () => Promise<T>): Promise<T> {
+    const untilMs = performance.now() + databasePatienceMs
+    for (;;) {
+      try {
+        return await work()
+      } catch (error) {
+        const away = error instanceof ShoalError && error.code === 'Unavailable'
+        if (!away || performance.now() > untilMs) throw error
+        await delay(200)
+      }
+    }
   }
 
   async function accept(pipeline: Pipeline, body: Buffer): Promise<{ job?: string; ignored?: string }> {
