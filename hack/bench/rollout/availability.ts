@@ -1,11 +1,15 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { type AddressInfo, connect, createServer } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { Agent, request } from 'undici'
 import { GoalState } from '../../../api/goalState.ts'
 import { Pipeline } from '../../../api/pipeline.ts'
+import { systemClock } from '../../../runtime/clock.ts'
+import { rounds } from '../../../runtime/rounds.ts'
 import { Database } from '../../../runtime/sql.ts'
 import { bringUp } from '../../../test/system.ts'
 import { goal, pipeline } from '../../story/objects.ts'
@@ -31,7 +35,7 @@ export async function availability(minutes: number): Promise<void> {
   const first = await up.explain(async () =>
     pushAndBuild({ state, cluster: up.kube, progress: up.progress }, await commit(state.repositories.app, 'First')),
   )
-  await using hubs = await oneAddress(state.hub.urls.map((url) => Number(new URL(url).port)))
+  await using hubs = await oneAddress(state.hub.urls, readFileSync(state.hub.ca, 'utf8'))
   const { bare } = state.repositories.app
   const url = `https://127.0.0.1:${hubs.port}/webhooks/${state.namespace}/web`
   await addHook(bare, { url, secretFile: state.webhook.secretFile, caFile: state.hub.ca })
@@ -73,21 +77,35 @@ export async function availability(minutes: number): Promise<void> {
   }
 }
 
-/** As a Service: whoever connects gets one that takes connections. */
-async function oneAddress(ports: number[]) {
+/** As a Service with a readiness probe every half second: whoever connects gets one that is ready and takes connections. */
+async function oneAddress(urls: string[], ca: string) {
+  const dispatcher = new Agent({ connect: { ca } })
+  const ready = new Set<string>()
+  const stop = new AbortController()
+  const probe = async (url: string) => {
+    const answer = await request(`${url}/readyz`, { dispatcher, signal: AbortSignal.timeout(1000) })
+    await answer.body.dump()
+    if (answer.statusCode === 200) ready.add(url)
+    else ready.delete(url)
+  }
+  const probing = rounds(() => Promise.all(urls.map((url) => probe(url).catch(() => ready.delete(url)))), {
+    ...{ everyMs: 500, clock: systemClock, signal: stop.signal, failed: () => undefined },
+  })
   const server = createServer((client) => {
     client.on('error', () => undefined)
-    const tryNext = ([port, ...rest]: number[]) => {
-      if (port === undefined) return client.destroy()
-      const upstream = connect(port, '127.0.0.1')
+    const tryNext = ([url, ...rest]: string[]) => {
+      if (url === undefined) return client.destroy()
+      const upstream = connect(Number(new URL(url).port), '127.0.0.1')
+      let connected = false
       upstream.once('connect', () => {
+        connected = true
         client.pipe(upstream).pipe(client)
         client.once('close', () => upstream.destroy())
       })
-      upstream.on('error', () => (upstream.connecting ? tryNext(rest) : client.destroy()))
+      upstream.on('error', () => (connected ? client.destroy() : tryNext(rest)))
       return undefined
     }
-    tryNext(ports)
+    tryNext([...ready])
   }).listen(0, '127.0.0.1')
   await once(server, 'listening')
   const { port } = server.address() as AddressInfo
@@ -95,6 +113,9 @@ async function oneAddress(ports: number[]) {
     port,
     async [Symbol.asyncDispose]() {
       server.close()
+      stop.abort()
+      await probing
+      await dispatcher.destroy()
     },
   }
 }
