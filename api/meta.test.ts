@@ -31,12 +31,12 @@ test('a Pipeline with only what must be said gets its defaults', () => {
   assert.is(pipeline.spec.build.timeout, '30m')
 })
 
-test('a GoalState without a rollout goes everywhere in one wave, within its budgets', () => {
+test('a GoalState without a rollout has its budgets all the same, and the waves of its regions', () => {
   const goal = GoalState.parse({
     metadata: { name: 'web' },
     spec: { artifactRef: { name: 'web-1a2b3c4d5e6f' }, activation: { command: ['./server'] } },
   })
-  assert.equal(goal.spec.rollout.waves, [{ regions: ['*'], percent: 100, soak: '0s' }])
+  assert.is(goal.spec.rollout.waves, undefined)
   assert.is(goal.spec.rollout.maxUnavailable, '33%')
   assert.is(goal.spec.activation.stop.signal, 'SIGTERM')
 })

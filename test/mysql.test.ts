@@ -18,7 +18,10 @@ const files = [
   'queue/log.test.ts',
   'queue/history.test.ts',
   'queue/healthChecker.test.ts',
+  'fleet/counts.test.ts',
   'fleet/fleet.test.ts',
+  'fleet/pollRoute.test.ts',
+  'fleet/silence.test.ts',
   'artifacts/replicator.test.ts',
 ]
 

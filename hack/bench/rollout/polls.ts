@@ -35,7 +35,7 @@ export async function polls(machines: number, { quick = false } = {}): Promise<v
     // As bin/shoal and manifests/region start one.
     const child = fork(join(import.meta.dirname, 'server.ts'), [JSON.stringify(settings)], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-      execArgv: ['--max-semi-space-size=4'],
+      execArgv: ['--max-semi-space-size=8'],
       env: { ...process.env, ...allocator },
     })
     stack.defer(() => end(child))
