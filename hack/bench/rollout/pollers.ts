@@ -30,6 +30,8 @@ interface Told {
 }
 
 if (import.meta.main) {
+  // Whoever started it is gone.
+  process.once('disconnect', () => process.exit(1))
   const settings = JSON.parse(readFileSync(process.argv[2] ?? '', 'utf8')) as PollersSettings
   const ca = settings.ca
   let polls = 0

@@ -38,6 +38,8 @@ export function benchGoal(sequence: number): GoalPayload {
 }
 
 if (import.meta.main) {
+  // Whoever started it is gone.
+  process.once('disconnect', () => process.exit(1))
   const settings = JSON.parse(process.argv[2] ?? '') as ServerSettings
   const log = createLogger('bench', 'error')
   const metrics = new Metrics()
