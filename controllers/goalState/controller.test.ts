@@ -183,6 +183,8 @@ test('after a restore the regions, which know more, are told anew, and no number
   assert.equal([anew.revision, anew.templateHash], [before.revision, before.templateHash])
   await cluster.apply(RegionalGoalState, object, { fieldManager: 'shoal-region', subresource: 'status' })
   await apply(namespace, 'web-2')
+  // Ready is still said of the one before.
+  await until('it is taken up', async () => (await read(namespace))?.status?.effective?.artifact === 'web-2')
   await rollOut(namespace, 'Ready', 'RolledOut')
   assert.is((await told(namespace, 'eu'))?.revision, 8)
 })
