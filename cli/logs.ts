@@ -1,10 +1,11 @@
 import { once } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
-import { type Command, InvalidArgumentError } from 'commander'
+import type { Command } from 'commander'
 import { ShoalError, Transient, Waiting } from '../api/errors.ts'
 import { type LogEvent, logEvent } from '../api/jobApi.ts'
 import { readLines } from '../runtime/lines.ts'
 import { type Hub, type HubOptions, openHub, withJobs } from './hub.ts'
+import { atLeastOne } from './number.ts'
 
 interface Options extends HubOptions {
   follow: boolean
@@ -24,7 +25,7 @@ export function addLogs(program: Command): void {
     .command('logs <job>')
     .description('print the log of a BuildJob’s last attempt; with -f the exit code says whether the job succeeded')
     .option('-f, --follow', 'go on until the job is over, also over attempts', false)
-    .option('--attempt <n>', 'of the nth worker that had it, lost ones too; with -f, from that on', attemptNumber)
+    .option('--attempt <n>', 'of the nth worker that had it, lost ones too; with -f, from that on', atLeastOne)
   withJobs(command).action(async (job: string, options: Options) => {
     await using hub = openHub(options)
     // As when `head` has seen enough.
@@ -32,12 +33,6 @@ export function addLogs(program: Command): void {
     const last = await show(hub, job, options)
     if (options.follow && last.phase !== 'Succeeded') process.exitCode = 1
   })
-}
-
-function attemptNumber(text: string): number {
-  const n = Number(text)
-  if (!Number.isInteger(n) || n < 1) throw new InvalidArgumentError('want a number from 1 on')
-  return n
 }
 
 /** Prints until the end; when the connection breaks, it goes on from where that was. The job's last state. */

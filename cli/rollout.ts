@@ -1,10 +1,11 @@
-import { type Command, InvalidArgumentError } from 'commander'
+import type { Command } from 'commander'
 import { ShoalError } from '../api/errors.ts'
 import { GoalState, GoalStateRevision } from '../api/goalState.ts'
 import { wavesOf } from '../rollout/plan.ts'
 import { say, type Word } from '../rollout/words.ts'
 import { ApiError, Cluster } from '../runtime/cluster.ts'
 import { currentNamespace, loadKubeConfig } from './kubeconfig.ts'
+import { atLeastOne } from './number.ts'
 
 interface Options {
   namespace?: string
@@ -44,18 +45,12 @@ export function addRollout(program: Command): void {
   add('promote', 'skip the rest of the current wave’s soak', promote, { why: 'may be given' })
   add('approve', 'let a wave begin that waits for approval; takes the verb approve on goalstates', approve, {
     why: 'may be given',
-  }).option('--wave <n>', 'counted from 1; default: the one that waits', number)
+  }).option('--wave <n>', 'counted from 1; default: the one that waits', atLeastOne)
   add('abort', 'stop a rollout and go back to what worked', abort, { why: 'asked' })
   add('undo', 'go back from a release that was rolled out; the spec stays, and is not rolled out again', undo, {
     why: 'asked',
-  }).option('--to <revision>', 'default: the last other one that worked', number)
+  }).option('--to <revision>', 'default: the last other one that worked', atLeastOne)
   add('release', 'end a hold: what the spec says is rolled out again', release, { why: 'may be given' }).alias('retry')
-}
-
-function number(text: string): number {
-  const n = Number(text)
-  if (!Number.isInteger(n) || n < 1) throw new InvalidArgumentError('want a number from 1 on')
-  return n
 }
 
 const same = (revisions: GoalStateRevision[], { spec }: GoalStateRevision) =>
