@@ -1,4 +1,3 @@
-import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
@@ -6,16 +5,17 @@ import { type AddressInfo, connect, createServer } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Agent, request } from 'undici'
-import { GoalState } from '../../../api/goalState.ts'
 import { Pipeline } from '../../../api/pipeline.ts'
 import { systemClock } from '../../../runtime/clock.ts'
 import { rounds } from '../../../runtime/rounds.ts'
 import { Database } from '../../../runtime/sql.ts'
 import { bringUp } from '../../../test/system.ts'
-import { goal, pipeline } from '../../story/objects.ts'
+import { until } from '../../parts/process.ts'
+import { pipeline } from '../../story/objects.ts'
 import { pushAndBuild } from '../../story/push.ts'
 import { addHook, commit, push } from '../../story/repositories.ts'
 import type { System } from '../../story/system.ts'
+import { kubectlApply, versionOf } from './deploy.ts'
 import { percentile, row, seconds } from './rows.ts'
 
 const withinMs = 10_000
@@ -52,7 +52,7 @@ export async function availability(minutes: number): Promise<void> {
     const minute = Math.floor((endMs - performance.now()) / 60_000)
     const [pushedMs, deployedMs] = await Promise.all([
       queued(state.repositories.app, builds, n),
-      deployed(state.kubectl, state.kubeconfig, deployment(n)),
+      untilTrue(performance.now(), () => kubectlApply(state, versionOf(state, first.metadata.name, n))),
     ])
     took.pushes.push(pushedMs)
     took.deploys.push(deployedMs)
@@ -69,12 +69,6 @@ export async function availability(minutes: number): Promise<void> {
     share >= 0.999,
     '≥ 99.9 %',
   )
-
-  function deployment(n: number) {
-    const wanted = goal(state, first.metadata.name)
-    const activation = { ...wanted.spec.activation, env: [{ name: 'version', value: `${n}` }] }
-    return GoalState.make(wanted.metadata, { ...wanted.spec, activation })
-  }
 }
 
 /** As a Service with a readiness probe every half second: whoever connects gets one that is ready and takes connections. */
@@ -157,21 +151,10 @@ async function queued(app: Parameters<typeof push>[0], builds: Database, n: numb
   })
 }
 
-function deployed(kubectl: string, kubeconfig: string, object: object): Promise<number> {
-  return untilTrue(performance.now(), async () => {
-    const args = ['--kubeconfig', kubeconfig, 'apply', '--request-timeout=5s', '-f', '-']
-    const child = spawn(kubectl, args, { stdio: ['pipe', 'ignore', 'ignore'] })
-    child.stdin.on('error', () => undefined)
-    child.stdin.end(JSON.stringify(object))
-    const [code] = (await once(child, 'exit')) as [number]
-    return code === 0
-  })
-}
-
 async function untilTrue(beganMs: number, look: () => Promise<boolean>): Promise<number> {
-  while (performance.now() - beganMs < 3 * withinMs) {
-    if (await look().catch(() => false)) return performance.now() - beganMs
-    await delay(200)
-  }
-  return Number.POSITIVE_INFINITY
+  const waited = until('it is so', look, { timeoutMs: 3 * withinMs, intervalMs: 200 })
+  return waited.then(
+    () => performance.now() - beganMs,
+    () => Number.POSITIVE_INFINITY,
+  )
 }

@@ -1,5 +1,3 @@
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -12,10 +10,10 @@ import { createLogger } from '../../../runtime/log.ts'
 import { Reflector } from '../../../runtime/reflector.ts'
 import { bringUp } from '../../../test/system.ts'
 import { until } from '../../parts/process.ts'
-import { goal } from '../../story/objects.ts'
 import { pushAndBuild } from '../../story/push.ts'
 import { commit } from '../../story/repositories.ts'
 import { end, enrolAll, message, startPollers } from './crowd.ts'
+import { kubectlApply, versionOf } from './deploy.ts'
 import { percentile, row } from './rows.ts'
 
 /** What runs for the first time is compiled. */
@@ -77,10 +75,9 @@ export async function propagation({ machines, rounds }: { machines: number; roun
   for (let revision = 1; revision <= warmUp + rounds; revision++) {
     // What the round before moved has come to rest.
     await delay(1000)
-    const wanted = goal(state, artifact.metadata.name)
-    const activation = { ...wanted.spec.activation, env: [{ name: 'version', value: `${revision}` }] }
     const told = crowds.map((crowd) => message(crowd, 'told', (said) => said.revision === revision))
-    await kubectlApply(state.kubectl, state.kubeconfig, { ...wanted, spec: { ...wanted.spec, activation } })
+    const taken = await kubectlApply(state, versionOf(state, artifact.metadata.name, revision))
+    if (!taken) throw new Error('kubectl apply failed')
     await until('the regions have it', () => copied.get(revision)?.length === names.length, {
       timeoutMs: 30_000,
       intervalMs: 5,
@@ -106,13 +103,4 @@ export async function propagation({ machines, rounds }: { machines: number; roun
     percentile(toMachines, 0.99) <= 2000,
     'p99 ≤ 2 s',
   )
-}
-
-async function kubectlApply(kubectl: string, kubeconfig: string, object: object): Promise<void> {
-  const child = spawn(kubectl, ['--kubeconfig', kubeconfig, 'apply', '-f', '-'], {
-    stdio: ['pipe', 'ignore', 'inherit'],
-  })
-  child.stdin.end(JSON.stringify(object))
-  const [code] = (await once(child, 'exit')) as [number]
-  if (code !== 0) throw new Error(`kubectl apply ended with ${code}`)
 }
