@@ -40,8 +40,9 @@ export interface Gates {
   check?: { is: 'Ill' | 'Silent'; message: string } | undefined
 }
 
+const standing = ['Paused', 'Frozen', 'AwaitingApproval', 'RegionSilent', 'MachinesSilent', 'CheckUnanswered'] as const
 /** Its clocks stand: nothing is known to be wrong with the release. */
-type StandsStill = 'Paused' | 'Frozen' | 'AwaitingApproval' | 'RegionSilent' | 'MachinesSilent' | 'CheckUnanswered'
+type StandsStill = (typeof standing)[number]
 
 export type Verdict =
   | { is: 'Progressing'; message: string }
@@ -51,6 +52,8 @@ export type Verdict =
   | { is: 'Late'; message: string }
   | { is: 'Failed'; message: string }
   | { is: 'Complete'; message: string }
+
+export const standsStill = ({ is }: Verdict): boolean => (standing as readonly string[]).includes(is)
 
 type Waves = { waves: Wave[] }
 type Rules = Waves & Pick<Rollout, 'failureThreshold' | 'progressDeadline'>

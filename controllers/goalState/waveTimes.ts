@@ -1,11 +1,8 @@
-import type { Progress, Verdict } from '../../rollout/engine.ts'
+import { type Progress, standsStill, type Verdict } from '../../rollout/engine.ts'
 import type { Metrics } from '../../runtime/metrics.ts'
 import type { GoalStatus } from './status.ts'
 
 type Times = Pick<GoalStatus, 'waveSince' | 'standsSince' | 'stoodMs'>
-
-/** Otherwise it stands still: for people, a freeze, its check, or silence. */
-const moves = new Set<Verdict['is']>(['Progressing', 'Soaking', 'Late', 'Failed', 'Complete'])
 
 /** How long waves take, by what the time went to. What is kept of the current one is in the status, so that any hub goes on. */
 export class WaveTimes {
@@ -26,7 +23,7 @@ export class WaveTimes {
     const now = new Date(nowMs).toISOString()
     const waveSince = before.waveSince ?? before.effective?.since ?? now
     const { standsSince, stoodMs = 0 } = before
-    if (!moves.has(step.verdict.is)) return { waveSince, standsSince: standsSince ?? now, stoodMs }
+    if (standsStill(step.verdict)) return { waveSince, standsSince: standsSince ?? now, stoodMs }
     const allStoodMs = stoodMs + (standsSince === undefined ? 0 : nowMs - Date.parse(standsSince))
     if (step.progress.waveIndex === (before.waveIndex ?? 0))
       return { waveSince, standsSince: undefined, stoodMs: allStoodMs }
