@@ -33,6 +33,9 @@ const saysFailed = "(mg.state IN ('Failed', 'RolledBack') AND mg.template = ? AN
 const saysHealthy = "(mg.running <=> ? AND mg.template = ? AND mg.state = 'Healthy')"
 const isDown = "mg.state IN ('Activating', 'Failed')"
 const isSilent = `m.last_seen_ms <= ${nowMs} - ?`
+/** All machines are looked at, few are silent. Index: PRIMARY of machine_goal. */
+const fromSilent = `FROM machine m STRAIGHT_JOIN machine_goal mg
+  ON mg.namespace = ? AND mg.name = ? AND mg.machine = m.name WHERE ${isSilent}`
 /** It runs the template, and has heard of this revision: it was there during this rollout. */
 const hasChanged = '(mg.running <=> ? AND mg.revision = ?)'
 
@@ -45,12 +48,11 @@ export interface Listening {
 }
 
 /**
- * The machines a goal selects, by what they reported of it.
- * Who does not come back from an activation costs budget; not under a template that is trusted: going back must not wait
- * for it. What an earlier
- * revision allowed a machine counts too: it may not have heard of this one yet. So does, for a young server, every machine
- * that it has not heard yet: a database may have been put back as it was before some were granted. Who fell silent before it was allowed to
- * change is unreachable, who did after it has failed, as far as rollout/silence.ts says so.
+ * The machines a goal selects, by what they reported of it. Who does not come back from an activation costs budget; not
+ * under a template that is trusted: going back must not wait for it. What an earlier revision allowed a machine counts too:
+ * it may not have heard of this one yet. So does, for a young server, every machine that it has not heard yet: a database
+ * may have been put back as it was before some were granted. Who fell silent before it was allowed to change is
+ * unreachable, who did after it has failed, as far as rollout/silence.ts says so.
  *
  * Three looks, at grants, at silent machines, and at all: together a quarter of what one look at all of it in all rows
  * takes. Grants first: who reports in between is counted twice rather than not at all.
@@ -66,7 +68,8 @@ export async function countMachines(sql: Sql, goal: GoalAt, listening: Listening
     `SELECT SUM((open OR (unresolved AND NOT ?)) AND NOT down) AS unavailable, SUM(allowed AND NOT updated) AS allowed,
        SUM(silent AND openOwn AND NOT spoke) AS waitedFor, SUM(silent AND unresolvedOwn AND NOT spoke) AS lost
      FROM (SELECT MAX(${isOpen}) AS open, MAX(${isUnresolved}) AS unresolved,
-         MAX(g.template = ? AND (${isOpen} OR ${isUnresolved})) AS allowed, MAX(g.revision = ? AND ${isOpen}) AS openOwn, MAX(g.revision = ? AND ${isUnresolved}) AS unresolvedOwn,
+         MAX(g.template = ? AND (${isOpen} OR ${isUnresolved})) AS allowed,
+         MAX(g.revision = ? AND ${isOpen}) AS openOwn, MAX(g.revision = ? AND ${isUnresolved}) AS unresolvedOwn,
          MAX(${isDown}) AS down, MAX(mg.running <=> ?) AS updated, MAX(${saysFailed} OR ${hasChanged}) AS spoke,
          MAX(${isSilent}) AS silent
        FROM activation_grant g
@@ -77,11 +80,9 @@ export async function countMachines(sql: Sql, goal: GoalAt, listening: Listening
   )
   const silent = await sums(
     sql,
-    // All machines are looked at, few are silent. Index: PRIMARY of machine_goal.
     `SELECT COUNT(*) AS machines, SUM(${saysFailed}) AS failed, SUM(${saysHealthy}) AS healthy,
        SUM(${hasChanged} AND NOT ${saysFailed}) AS hasChanged, SUM(NOT ${isSilent}) AS lately
-     FROM machine m STRAIGHT_JOIN machine_goal mg ON mg.namespace = ? AND mg.name = ? AND mg.machine = m.name
-     WHERE ${isSilent}`,
+     ${fromSilent}`,
     [...own, templateHash, templateHash, ...own, ...own, silentMs + latelyMs, ...at, silentMs],
   )
   const all = await sums(
@@ -116,14 +117,13 @@ export async function countMachines(sql: Sql, goal: GoalAt, listening: Listening
   }
 }
 
-/** Those that a young server has not heard yet: they may be doing anything. Index: PRIMARY of machine_goal. */
+/** Those that a young server has not heard yet: they may be doing anything. */
 async function unheardMachines(sql: Sql, { namespace, name, templateHash }: GoalAt, { upMs }: Listening) {
   if (upMs === undefined) return { machines: 0, notUpdated: 0 }
   const unheard = await sums(
     sql,
     `SELECT COUNT(*) AS machines, SUM(NOT mg.running <=> ?) AS notUpdated
-     FROM machine m STRAIGHT_JOIN machine_goal mg ON mg.namespace = ? AND mg.name = ? AND mg.machine = m.name
-     WHERE ${isSilent}`,
+     ${fromSilent}`,
     [templateHash, namespace, name, upMs],
   )
   return { machines: unheard('machines'), notUpdated: unheard('notUpdated') }

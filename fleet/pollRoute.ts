@@ -49,15 +49,15 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     const machine: Machine = { name, labels: poll.labels, namespaces: poll.namespaces }
     await inbox.take(machine, poll)
     const mayHoldMs = Math.min(poll.waitMs ?? 0, options.holdMs)
-    if (mayHoldMs === 0) return answer(await newsFor(machine, poll, { waits: waitsOf(poll, goals.selecting(machine)) }))
+    if (mayHoldMs === 0) return answer(await newsFor(name, poll, lookFor(machine, poll)))
     const untilMs = clock.monotonic() + mayHoldMs * (0.8 + random() * 0.2)
     let release: () => void = () => undefined
     reply.raw.once('close', () => release())
     for (let woken = false; ; woken = true) {
-      const waits = waitsOf(poll, goals.selecting(machine))
+      const look = lookFor(machine, poll)
       // Held before it is looked for, so that no news goes by in between.
-      const entry = held.hold({ machine, untilMs, waits: waits.map(toWait), refused: poll.goals.some(isRefusal) })
-      const news = await newsFor(machine, poll, { waits, butRefused: !woken })
+      const entry = held.hold({ machine, untilMs, waits: look.waits.map(toWait), refused: poll.goals.some(isRefusal) })
+      const news = await newsFor(name, poll, { ...look, butRefused: !woken })
       if (news || untilMs <= clock.monotonic() || held.closing || reply.raw.destroyed) {
         entry.release()
         return answer(news, { waits: true })
@@ -77,13 +77,18 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
   }
   const jitter = () => 0.8 + random() * 0.4
 
+  function lookFor(machine: Machine, poll: PollRequest): Look {
+    const selecting = goals.selecting(machine)
+    return { selecting, waits: waitsOf(poll, selecting) }
+  }
+
   async function newsFor(
-    machine: Machine,
+    machine: string,
     { goals: reports }: PollRequest,
-    { waits, butRefused = false }: { waits: Waiting[]; butRefused?: boolean },
+    { selecting, waits, butRefused = false }: Look & { butRefused?: boolean },
   ): Promise<Omit<PollAnswer, 'pollAfterMs'> | undefined> {
-    const given = await grantsFor(machine.name, waits)
-    const unknown = goals.selecting(machine).filter((goal) => {
+    const given = await grantsFor(machine, waits)
+    const unknown = selecting.filter((goal) => {
       const report = reports.find((each) => isOf(each, goal))
       if (report?.sequence === goal.payload.sequence) return false
       return !(butRefused && report && isRefusal(report))
@@ -113,6 +118,12 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     }
     return given
   }
+}
+
+/** The goals that select a machine, and those of them it waits to activate. */
+interface Look {
+  selecting: Goal[]
+  waits: Waiting[]
 }
 
 interface Waiting {
