@@ -8,6 +8,7 @@ import { encodeDescriptor, parseDescriptor } from '../api/descriptor.ts'
 import { Region } from '../api/region.ts'
 import type { ReplicaReport } from '../api/regionApi.ts'
 import { startDatabase } from '../hack/parts/database.ts'
+import { until } from '../hack/parts/process.ts'
 import { startStore } from '../hack/parts/store.ts'
 import { Database } from '../runtime/sql.ts'
 import { Cutter } from './cutter.ts'
@@ -114,24 +115,21 @@ function run(options: RunOptions = {}): AsyncDisposable {
   }
 }
 
-async function until(name: string, holds: (replica: Replica) => boolean): Promise<Replica> {
-  const deadline = Date.now() + 10_000
-  for (;;) {
+/** The replica of this artifact, once it is so. */
+const replicaOf = (name: string, holds: (replica: Replica) => boolean): Promise<Replica> =>
+  until(`the replica of ${name}`, async () => {
     const replica = (await replicas.of({ namespace: 'tenant', name })).find(({ region }) => region === 'far')
-    if (replica && holds(replica)) return replica
-    if (Date.now() > deadline) throw new Error(`never; last was ${JSON.stringify(replica)}`)
-    await delay(10)
-  }
-}
+    return replica && holds(replica) ? replica : undefined
+  })
 
 test('a new artifact is copied, read back in full, and looked at again and again', async () => {
   const { blob } = await publish('a')
   const reported: ReplicaReport[] = []
   await using _ = run({ reported })
-  const first = await until('a', (replica) => replica.state === 'Replicated')
+  const first = await replicaOf('a', (replica) => replica.state === 'Replicated')
   assert.is(first.copiedBytes, blob.length)
   assert.is(first.allBytesReadAtMs, first.checkedAtMs)
-  const later = await until('a', (replica) => (replica.checkedAtMs ?? 0) > (first.checkedAtMs ?? 0))
+  const later = await replicaOf('a', (replica) => (replica.checkedAtMs ?? 0) > (first.checkedAtMs ?? 0))
   assert.is(later.allBytesReadAtMs, first.allBytesReadAtMs, 'a later look does not read all bytes')
 })
 
@@ -139,38 +137,38 @@ test('an object that is deleted is Missing, and copied again', async () => {
   const { key } = await publish('b')
   const reported: ReplicaReport[] = []
   await using _ = run({ reported })
-  await until('b', (replica) => replica.state === 'Replicated')
+  await replicaOf('b', (replica) => replica.state === 'Replicated')
   await far.delete(key)
-  await until('b', () => reported.some((report) => report.name === 'b' && report.state === 'Missing'))
-  await until('b', (replica) => replica.state === 'Replicated')
+  await replicaOf('b', () => reported.some((report) => report.name === 'b' && report.state === 'Missing'))
+  await replicaOf('b', (replica) => replica.state === 'Replicated')
   assert.is((await far.head(key)).sizeBytes, 300_000)
 })
 
 test('a bucket that replicates by itself is only looked at, and a byte flipped before its first check is Corrupt', async () => {
   const { key, blob } = await publish('c')
   await using _ = run({ managed: false })
-  await until('c', (replica) => replica.state === 'Missing')
+  await replicaOf('c', (replica) => replica.state === 'Missing')
   const other = Buffer.from(blob)
   other[1234] = (other[1234] ?? 0) ^ 1
   await far.put(key, blob)
   await using file = await open(join(farServer.dataDir, 'far', key), 'r+')
   await file.write(other, 1234, 1, 1234)
   await far.put(descriptorKey(key), await home.readAll(descriptorKey(key), 1 << 20))
-  const replica = await until('c', ({ state }) => state === 'Corrupt')
+  const replica = await replicaOf('c', ({ state }) => state === 'Corrupt')
   assert.match(replica.message ?? '', 'bytes are sha256:')
   await file.write(blob, 1234, 1, 1234)
-  await until('c', ({ state }) => state === 'Replicated')
+  await replicaOf('c', ({ state }) => state === 'Replicated')
 })
 
 test('a store that is away makes its replicas Unknown; when it is back all their bytes are read', async () => {
   await publish('d')
   await using _ = run()
-  const before = await until('d', (replica) => replica.state === 'Replicated')
+  const before = await replicaOf('d', (replica) => replica.state === 'Replicated')
   await farServer.kill()
-  const away = await until('d', (replica) => replica.state === 'Unknown')
+  const away = await replicaOf('d', (replica) => replica.state === 'Unknown')
   assert.match(away.message ?? '', 'does not answer')
   await farServer.start()
-  const after = await until('d', (replica) => replica.state === 'Replicated')
+  const after = await replicaOf('d', (replica) => replica.state === 'Replicated')
   assert.ok((after.allBytesReadAtMs ?? 0) > (before.allBytesReadAtMs ?? 0))
 })
 
@@ -186,7 +184,7 @@ test('a task of a replicator that died is given out again, and one that goes on 
     assert.equal(await mine(), [])
     await delay(50)
   }
-  await until('e', (replica) => replica.state === 'Copying' && replica.copiedBytes === 1)
+  await replicaOf('e', (replica) => replica.state === 'Copying' && replica.copiedBytes === 1)
   const silentMs = Date.now()
   while ((await mine()).length === 0) await delay(20)
   assert.ok(Date.now() - silentMs > timings.leaseMs / 2)
@@ -196,7 +194,7 @@ test('a region’s word alone makes no replica: Replicated without all bytes rea
   await publish('f')
   const report = { namespace: 'tenant', name: 'f', allBytesRead: false, inProgress: false }
   await replicas.report('far', [{ ...report, state: 'Replicated' }])
-  await until('f', (replica) => replica.state === 'Pending')
+  await replicaOf('f', (replica) => replica.state === 'Pending')
   await replicas.report('elsewhere', [{ ...report, state: 'Replicated', allBytesRead: true }])
   assert.equal(
     (await replicas.of({ namespace: 'tenant', name: 'f' })).map((replica) => replica.region),

@@ -152,7 +152,7 @@ test('a store that stops answering is found out, also in the middle of a read', 
   using impatient = new Store({ ...server, bucket: 'home', timeoutMs: 300 })
   const reading = impatient.read('long')
   await reading.next()
-  server.pause()
+  await server.pause()
   try {
     assert.is(await code(impatient.head('long')), 'StoreUnreachable')
     const rest = async () => {

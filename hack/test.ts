@@ -15,7 +15,7 @@ const help = `./hack/test [options] [path…]: all checks and tests, or those te
 
   --slow             the tests of test/slow too
   --jobs <n>         files at once (default: one more than there are cores, as they also wait; at most 3)
-  --timeout <s>      for one file (default 180; 1200 in test/slow; or what a line "// timeout: 300 s" in it says)
+  --timeout <s>      for one file (default 360; 1200 in test/slow; or what a line "// timeout: 300 s" in it says)
   --help             this
 
 Each check and each test counts as one. Environment: SHOAL_KUBECONFIG, SHOAL_MYSQL_URL, KUBEBUILDER_ASSETS: servers and
@@ -72,7 +72,7 @@ async function prepare(): Promise<void> {
 
 function timeoutMsOf(file: string): number {
   const said = /^\/\/ timeout: (\d+) s$/m.exec(readFileSync(join(root, file), 'utf8'))?.[1]
-  return 1000 * Number(values.timeout ?? said ?? (isSlow(file) ? 1200 : 180))
+  return 1000 * Number(values.timeout ?? said ?? (isSlow(file) ? 1200 : 360))
 }
 
 const prepared = files.length > 0 ? prepare() : undefined

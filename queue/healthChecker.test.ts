@@ -152,7 +152,7 @@ test('a checker that was away for little more than a lease declares nobody dead'
 test('a round that waited for a database without an answer declares nobody dead', async () => {
   await take('w1')
   await rounds(2 * intervalMs)
-  server.pause()
+  await server.pause()
   const round = checker.round(never)
   await new Promise((resolve) => setTimeout(resolve, 20))
   await clock.advance(2 * leaseMs)

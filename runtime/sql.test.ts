@@ -130,7 +130,7 @@ test('a duplicate key is the caller’s to judge, and its connection stays good'
 testOfFaults('a statement that gets no answer fails in time, and the next one has another connection', async () => {
   await using impatient = new Database(url, { timeoutMs: 300, connectionLimit: 1 })
   await impatient.query('SELECT 1')
-  server.pause()
+  await server.pause()
   try {
     // The server may answer a quick statement before the signal stops all its threads.
     await rejects(

@@ -6,6 +6,7 @@ import { dirname, join } from 'node:path'
 import * as assert from 'uvu/assert'
 import { type Descriptor, encodeDescriptor, parseDescriptor } from '../api/descriptor.ts'
 import { comparePaths, type TorrentFile } from '../api/torrent.ts'
+import { patience } from '../hack/parts/process.ts'
 import { SwarmNode } from './node.ts'
 import type { Swarm, SwarmOptions } from './swarm.ts'
 
@@ -134,23 +135,10 @@ export async function assertRelease(dir: string, { descriptor, blob }: Sample): 
   }
 }
 
-/** Waits for a condition, not for a time. */
-export async function until(
-  condition: () => boolean | Promise<boolean>,
-  what: string,
-  timeoutMs = 10_000,
-): Promise<void> {
-  const deadlineMs = performance.now() + timeoutMs
-  while (!(await condition())) {
-    if (performance.now() > deadlineMs) throw new Error(`timed out waiting until ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}
-
-/** The promise, or an error when it takes longer. */
+/** The promise, or an error when it takes longer than this, times `patience`. */
 export async function within<T>(promise: Promise<T>, what: string, timeoutMs = 20_000): Promise<T> {
   const { promise: late, reject } = Promise.withResolvers<never>()
-  const timer = setTimeout(() => reject(new Error(`timed out: ${what}`)), timeoutMs)
+  const timer = setTimeout(() => reject(new Error(`timed out: ${what}`)), timeoutMs * patience)
   try {
     return await Promise.race([promise, late])
   } finally {

@@ -3,8 +3,9 @@ import { connect } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { until } from '../hack/parts/process.ts'
 import { encodeGreeting } from './extension.ts'
-import { Playground, sampleArtifact, until, within } from './fixture.ts'
+import { Playground, sampleArtifact, within } from './fixture.ts'
 import { RawListener, RawPeer } from './rawPeer.ts'
 import { encodeHandshake, encodeMessage, messageId } from './wire.ts'
 
@@ -18,7 +19,7 @@ test('who answers a dial with another swarm of ours is in neither', async () => 
   const node = await playground.node()
   const [first, second] = [await playground.open(node, one), await playground.open(node, other)]
   first.addPeers([confused.address])
-  await until(() => confused.peers.some(({ handshake, closed }) => handshake && closed), 'it is dropped')
+  await until('it is dropped', () => confused.peers.some(({ handshake, closed }) => handshake && closed))
   assert.equal([first.stats().peers, second.stats().peers], [0, 0])
 })
 
@@ -27,13 +28,13 @@ test('what is said in one swarm counts in no other of the same node', async () =
   const { node, swarm } = await playground.seed(one)
   const empty = await playground.open(node, other)
   const peer = RawPeer.dial({ host: '127.0.0.1', port: node.port }, { infoHash: other.descriptor.infoHash })
-  await until(() => empty.stats().peers === 1, 'it is in the empty one')
+  await until('it is in the empty one', () => empty.stats().peers === 1)
   peer.send(messageId.interested)
-  await until(() => peer.messages.some(({ id }) => id === messageId.unchoke), 'it is unchoked')
+  await until('it is unchoked', () => peer.messages.some(({ id }) => id === messageId.unchoke))
   const request = Buffer.alloc(12)
   request.writeUInt32BE(16_384, 8)
   peer.send(messageId.request, request)
-  await until(() => peer.messages.some(({ id }) => id === messageId.reject), 'it is refused')
+  await until('it is refused', () => peer.messages.some(({ id }) => id === messageId.reject))
   assert.equal([swarm.stats().peers, swarm.stats().uploadedBytes], [0, 0])
 })
 
@@ -60,7 +61,7 @@ test('a handshake that comes byte by byte is cut off in time, as is one half sai
   const leech = await playground.open(await playground.node(), one, { key: Buffer.from('key') })
   leech.addPeers([seed.address])
   await within(leech.done, 'an honest peer is served meanwhile')
-  await until(() => slow.closed && half.closed, 'both are cut off', 10_000)
+  await until('both are cut off', () => slow.closed && half.closed, { timeoutMs: 10_000 })
   await saying
 })
 

@@ -3,8 +3,9 @@ import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { until } from '../hack/parts/process.ts'
 import { encodeGreeting } from './extension.ts'
-import { assertRelease, Playground, sampleArtifact, until, within } from './fixture.ts'
+import { assertRelease, Playground, sampleArtifact, within } from './fixture.ts'
 import { RawListener, RawPeer, type RawRequest } from './rawPeer.ts'
 import { encodeHandshake, encodeMessage, encodeNumbers, messageId } from './wire.ts'
 
@@ -34,7 +35,7 @@ test('a peer that sends wrong bytes is banned by id and address, and the downloa
   const seed = await playground.seed(sample, { uploadBytesPerSecond: 20e6 })
   const leech = await playground.open(await playground.node(), sample, { name: 'leech' })
   leech.addPeers([liar.address])
-  await until(() => leech.stats().banned.length > 0, 'the liar is banned')
+  await until('the liar is banned', () => leech.stats().banned.length > 0)
   leech.addPeers([liar.address, seed.address])
   await within(leech.done, 'done')
   await assertRelease(join(playground.dir, 'leech', 'release'), sample)
@@ -55,9 +56,9 @@ test('a banned peer that dials in under its id is refused', async () => {
   const node = await playground.node()
   const leech = await playground.open(node, sample)
   leech.addPeers([liar.address])
-  await until(() => leech.stats().banned.length > 0, 'the liar is banned')
+  await until('the liar is banned', () => leech.stats().banned.length > 0)
   const again = RawPeer.dial({ host: '127.0.0.1', port: node.port }, { infoHash }, liar.peerId)
-  await until(() => again.closed, 'it is refused')
+  await until('it is refused', () => again.closed)
   assert.is(leech.stats().peers, 0)
 })
 
@@ -77,7 +78,7 @@ test('a piece of which only part was a lie: the liar is found, the honest sender
   const seed = await playground.seed(sample)
   const leech = await playground.open(await playground.node(), sample, { name: 'leech' })
   leech.addPeers([liar.address])
-  await until(() => lies > 1, 'the lie is told')
+  await until('the lie is told', () => lies > 1)
   leech.addPeers([seed.address])
   await within(leech.done, 'done')
   await assertRelease(join(playground.dir, 'leech', 'release'), sample)
@@ -106,7 +107,7 @@ test('what a liar sent of other pieces goes with it: no honest block is fetched 
   })
   const leech = await playground.open(await playground.node(), sample, { name: 'leech' })
   leech.addPeers([liar.address])
-  await until(() => leech.stats().banned.length > 0, 'the liar is banned')
+  await until('the liar is banned', () => leech.stats().banned.length > 0)
   const seed = await playground.seed(sample)
   leech.addPeers([seed.address])
   await within(leech.done, 'done')
@@ -132,7 +133,7 @@ test('a peer that stops half way through a block holds nothing up once it is gon
   const seed = await playground.seed(sample)
   const leech = await playground.open(await playground.node(), sample, { name: 'leech' })
   leech.addPeers([staller.address])
-  await until(() => staller.peers.length > 0, 'it is asked')
+  await until('it is asked', () => staller.peers.length > 0)
   leech.addPeers([seed.address])
   await within(leech.done, 'done')
   await assertRelease(join(playground.dir, 'leech', 'release'), sample)
@@ -152,9 +153,9 @@ test('without the key, or with a wrong one, nobody learns or gets anything', asy
   assert.is(wrong.stats().peers, 0)
 
   const thief = RawPeer.dial(seed.address, { infoHash })
-  await until(() => thief.messages.length > 0, 'it is greeted')
+  await until('it is greeted', () => thief.messages.length > 0)
   thief.send(messageId.request, encodeNumbers(messageId.request, 0, 0, 16384).subarray(5))
-  await until(() => thief.closed, 'it is dropped')
+  await until('it is dropped', () => thief.closed)
   assert.ok(thief.messages.every(({ id }) => id === messageId.extended))
 })
 
@@ -162,12 +163,12 @@ test('a proof sent back to its sender is refused', async () => {
   await using playground = await Playground.create()
   const seed = await playground.seed(sample, { key: Buffer.from('right') })
   const mirror = RawPeer.dial(seed.address, { infoHash })
-  await until(() => mirror.messages.length === 1, 'it is greeted')
+  await until('it is greeted', () => mirror.messages.length === 1)
   // the same nonce and then the same proof
   mirror.send(messageId.extended, mirror.messages[0]?.payload)
-  await until(() => mirror.messages.length === 2, 'it gets a proof')
+  await until('it gets a proof', () => mirror.messages.length === 2)
   mirror.send(messageId.extended, mirror.messages[1]?.payload)
-  await until(() => mirror.closed, 'it is dropped')
+  await until('it is dropped', () => mirror.closed)
   assert.is(seed.swarm.stats().uploadedBytes, 0)
 })
 
@@ -212,7 +213,7 @@ test('garbage, absurd lengths, floods and unknown swarms are dropped; the swarm 
     socket.on('error', () => {})
     socket.resume()
     socket.write(bytes)
-    await until(() => closed, `${name} is dropped`, 3000)
+    await until(`${name} is dropped`, () => closed, { timeoutMs: 3000 })
   }
   const leech = await playground.open(await playground.node(), sample)
   leech.addPeers([seed.address])
@@ -225,13 +226,13 @@ test('blocks nobody asked for are thrown away, and too many of them end it', asy
   const node = await playground.node()
   const leech = await playground.open(node, sample)
   const flooder = RawPeer.dial({ host: '127.0.0.1', port: node.port }, { infoHash })
-  await until(() => flooder.handshake !== undefined, 'it is in')
+  await until('it is in', () => flooder.handshake !== undefined)
   const block = randomBytes(64 << 10)
   for (let i = 0; i < 600 && !flooder.closed; i++) {
     flooder.sendBlock({ pieceIndex: 0, begin: 0, sizeBytes: block.length }, block)
     await new Promise((resolve) => setImmediate(resolve))
   }
-  await until(() => flooder.closed, 'it is dropped')
+  await until('it is dropped', () => flooder.closed)
   assert.is(leech.have().pieces, 0)
   assert.ok(leech.stats().wastedBytes <= 33 << 20)
 })
@@ -241,18 +242,18 @@ test('a peer that asks for all and reads nothing does not fill our memory', asyn
   const seed = await playground.seed(sample)
   const deaf = RawPeer.dial(seed.address, { infoHash })
   deaf.send(messageId.interested)
-  await until(() => deaf.messages.some(({ id }) => id === messageId.unchoke), 'it is unchoked')
+  await until('it is unchoked', () => deaf.messages.some(({ id }) => id === messageId.unchoke))
   deaf.socket.pause()
   for (let pieceIndex = 0; pieceIndex < pieceCount - 1; pieceIndex++)
     for (let begin = 0; begin < pieceLengthBytes; begin += 16384)
       deaf.send(messageId.request, encodeNumbers(messageId.request, pieceIndex, begin, 16384).subarray(5))
   let before = -1
-  await until(() => {
+  await until('it stops sending', () => {
     const now = seed.swarm.stats().uploadedBytes
     const still = now > 0 && now === before
     before = now
     return still
-  }, 'it stops sending')
+  })
   assert.ok(before < sample.descriptor.sizeBytes, `${before} bytes went into a socket nobody reads`)
   deaf.socket.destroy()
 })
@@ -261,9 +262,8 @@ test('who connects and says nothing is dropped in time, and cannot keep others o
   await using playground = await Playground.create()
   const seed = await playground.seed(sample)
   const silent = Array.from({ length: 80 }, () => connect(seed.address.port, '127.0.0.1').on('error', () => {}))
-  await until(
-    () => silent.some((socket) => socket.destroyed || socket.readyState === 'closed'),
-    'the surplus is refused',
+  await until('the surplus is refused', () =>
+    silent.some((socket) => socket.destroyed || socket.readyState === 'closed'),
   )
   const leech = await playground.open(await playground.node(), sample)
   leech.addPeers([seed.address])

@@ -4,7 +4,8 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import WebTorrent from 'webtorrent'
-import { assertRelease, Playground, sampleArtifact, until, within, writeRelease } from './fixture.ts'
+import { until } from '../hack/parts/process.ts'
+import { assertRelease, Playground, sampleArtifact, within, writeRelease } from './fixture.ts'
 
 const test = suite('interop')
 const sample = sampleArtifact({ 'a/one': 1, 'bin/server': 5_000_001, 'data/x': 4_000_000 }, 128 << 10)
@@ -67,7 +68,7 @@ test('webtorrent and we share what each lacks', async () => {
   torrent.addPeer(`127.0.0.1:${node.port}`)
   ours.addPeers([seed.address])
   await within(ours.done, 'we are done')
-  await until(() => torrent.done, 'webtorrent is done')
+  await until('webtorrent is done', () => torrent.done)
   assert.ok((await readFile(join(dir, 'sample', 'bin/server'))).equals(sample.blob.subarray(1, 5_000_002)))
 })
 

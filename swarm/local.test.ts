@@ -4,7 +4,8 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Chunker } from '../artifacts/chunker.ts'
-import { assertRelease, Playground, type Sample, sampleOf, until, within, writeRelease } from './fixture.ts'
+import { until } from '../hack/parts/process.ts'
+import { assertRelease, Playground, type Sample, sampleOf, within, writeRelease } from './fixture.ts'
 import type { LocalRelease } from './localChunks.ts'
 import { RawListener } from './rawPeer.ts'
 import { messageId } from './wire.ts'
@@ -98,7 +99,7 @@ test('a liar is found although the disk had part of its piece', async () => {
   })
   const leech = await playground.open(await playground.node(), next, { name: 'leech', local })
   leech.addPeers([liar.address])
-  await until(() => leech.stats().banned.length > 0, 'the liar is banned')
+  await until('the liar is banned', () => leech.stats().banned.length > 0)
   const seed = await playground.seed(next)
   leech.addPeers([seed.address])
   await within(leech.done, 'done')

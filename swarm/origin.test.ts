@@ -1,7 +1,8 @@
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { assertRelease, Playground, sampleArtifact, until, within } from './fixture.ts'
+import { until } from '../hack/parts/process.ts'
+import { assertRelease, Playground, sampleArtifact, within } from './fixture.ts'
 
 const test = suite('origin')
 const sample = sampleArtifact({ 'bin/x': 5_000_001, b: 3 }, 64 << 10)
@@ -39,7 +40,7 @@ test('what peers have is not read from the store', async () => {
   let reads = 0
   const leech = await playground.open(await playground.node(), sample)
   leech.addPeers([seed.address])
-  await until(() => leech.stats().peers > 0, 'connected')
+  await until('connected', () => leech.stats().peers > 0)
   leech.setOrigin({
     read: async (index, into) => {
       reads++
@@ -54,7 +55,7 @@ test('a lease covers only its pieces, and withdrawing it aborts what is being re
   await using playground = await Playground.create()
   const leech = await playground.open(await playground.node(), sample)
   leech.setOrigin({ read, allows: (index) => index < 10 })
-  await until(() => leech.have().pieces === 10, 'ten pieces')
+  await until('ten pieces', () => leech.have().pieces === 10)
   let aborted = 0
   leech.setOrigin({
     read: (_index, _into, signal) =>
@@ -63,7 +64,7 @@ test('a lease covers only its pieces, and withdrawing it aborts what is being re
       ),
   })
   leech.setOrigin(undefined)
-  await until(() => aborted === 4, 'reads are aborted')
+  await until('reads are aborted', () => aborted === 4)
   assert.is(leech.have().pieces, 10)
   assert.is(leech.missing().length, pieceCount - 10)
 })

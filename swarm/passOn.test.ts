@@ -2,8 +2,9 @@ import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { until } from '../hack/parts/process.ts'
 import { BEGUN_MESSAGE } from './extension.ts'
-import { assertRelease, Playground, sampleArtifact, until, within } from './fixture.ts'
+import { assertRelease, Playground, sampleArtifact, within } from './fixture.ts'
 import { RawListener, type RawPeer, type RawRequest } from './rawPeer.ts'
 import { SecondHand } from './secondHand.ts'
 import { messageId } from './wire.ts'
@@ -23,7 +24,7 @@ async function chain(playground: Playground, source: RawListener) {
   const near = await playground.open(node, sample, { name: 'near' })
   const far = await playground.open(await playground.node(), sample, { name: 'far' })
   far.addPeers([{ host: '127.0.0.1', port: node.port }])
-  await until(() => near.stats().peers === 1, 'the two are connected')
+  await until('the two are connected', () => near.stats().peers === 1)
   near.addPeers([source.address])
   return { near, far }
 }
@@ -39,7 +40,7 @@ test('a piece is passed on block by block before it is whole, and again from ano
     },
   })
   const { near, far } = await chain(playground, source)
-  await until(() => far.stats().downloadedFromPeersBytes >= 128 << 10, 'the far one has blocks')
+  await until('the far one has blocks', () => far.stats().downloadedFromPeersBytes >= 128 << 10)
   assert.is(near.have().pieces, 0)
   for (const peer of source.peers) peer.socket.destroy()
   const seed = await playground.seed(sample)
@@ -63,13 +64,12 @@ test('a piece is passed on over three machines as it comes, and no further', asy
     const before = nodes[i - 1]
     if (before) swarm.addPeers([{ host: '127.0.0.1', port: before.port }])
   }
-  await until(
-    () => swarms.every((swarm, i) => swarm.stats().peers === (i % 4 === 0 ? 1 : 2)),
-    'each knows its neighbours',
+  await until('each knows its neighbours', () =>
+    swarms.every((swarm, i) => swarm.stats().peers === (i % 4 === 0 ? 1 : 2)),
   )
   swarms[0]?.addPeers([source.address])
   const got = () => swarms.map((swarm) => swarm.stats().downloadedFromPeersBytes > 0)
-  await until(() => got()[3] === true, 'the fourth has blocks')
+  await until('the fourth has blocks', () => got()[3] === true)
   assert.equal(got(), [true, true, true, true, false])
   assert.is(swarms[0]?.have().pieces, 0)
   const seed = await playground.seed(sample)
@@ -87,8 +87,8 @@ test('who passes on what was wrong is not banned for it; who sent it is', async 
       peer.sendBlock(request, lies.subarray(request.begin, request.begin + request.sizeBytes)),
   })
   const { near, far } = await chain(playground, liar)
-  await until(() => near.stats().banned.length > 0, 'the liar is banned')
-  await until(() => far.stats().wastedBytes > 0, 'the far one had it too')
+  await until('the liar is banned', () => near.stats().banned.length > 0)
+  await until('the far one had it too', () => far.stats().wastedBytes > 0)
   assert.equal(far.stats().banned, [])
   const seed = await playground.seed(sample)
   near.addPeers([seed.address])
@@ -113,7 +113,7 @@ test('who passes on wrong pieces again and again is asked for nothing more at se
   leech.addPeers([liar.address])
   let sentBytes = 0
   const isBack = () => liar.peers.length > 1 && liar.peers.at(-1)?.handshake !== undefined
-  await until(() => {
+  await until('it was hung up on, and is back', () => {
     // a piece, and the next when that was found wrong
     if (leech.stats().wastedBytes < sentBytes || isBack()) return isBack()
     for (const [peer, request] of asked.splice(0, 4)) {
@@ -121,7 +121,7 @@ test('who passes on wrong pieces again and again is asked for nothing more at se
       peer.sendBlock(request, randomBytes(request.sizeBytes))
     }
     return false
-  }, 'it was hung up on, and is back')
+  })
   asked.length = 0
   const seed = await playground.seed(small, { uploadBytesPerSecond: 8e6 })
   leech.addPeers([seed.address])

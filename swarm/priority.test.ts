@@ -1,6 +1,7 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { Playground, sampleArtifact, until, within } from './fixture.ts'
+import { until } from '../hack/parts/process.ts'
+import { Playground, sampleArtifact, within } from './fixture.ts'
 
 const test = suite('priority')
 const needed = sampleArtifact({ needed: 6 << 20 }, 64 << 10)
@@ -16,7 +17,7 @@ test('what is needed first has nearly everything before the rest begins', async 
   const node = await playground.node()
   const first = await playground.open(node, needed, { priority: 1 })
   first.addPeers([one.address])
-  await until(() => first.have().pieces > 0, 'the first has begun')
+  await until('the first has begun', () => first.have().pieces > 0)
   const second = await playground.open(node, spare)
   second.addPeers([other.address])
   await within(first.done, 'the first is done')

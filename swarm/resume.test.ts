@@ -3,7 +3,8 @@ import { mkdir, open, readFile, rm, stat, utimes, writeFile } from 'node:fs/prom
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { assertRelease, Playground, sampleArtifact, until, within } from './fixture.ts'
+import { until } from '../hack/parts/process.ts'
+import { assertRelease, Playground, sampleArtifact, within } from './fixture.ts'
 
 const test = suite('resume')
 const sample = sampleArtifact({ 'a/x': 4_000_001, 'bin/y': 6_000_000, z: 3_000_000 }, 128 << 10)
@@ -15,7 +16,7 @@ async function fetchSome(playground: Playground, name: string): Promise<number> 
   await using node = await playground.node()
   const leech = await playground.open(node, sample, { name })
   leech.addPeers([seed.address])
-  await until(() => leech.have().pieces >= 20, 'some pieces are there')
+  await until('some pieces are there', () => leech.have().pieces >= 20)
   await leech[Symbol.asyncDispose]()
   return leech.have().pieces
 }
@@ -88,12 +89,12 @@ test('a bit that rots unseen is found before it is sent, and fetched again', asy
   const rotten = await playground.open(node, sample, { name: 'm' })
   const other = await playground.open(await playground.node(), sample)
   other.addPeers([{ host: '127.0.0.1', port: node.port }])
-  await until(() => other.have().pieces >= other.have().total - 1, 'all but one piece')
+  await until('all but one piece', () => other.have().pieces >= other.have().total - 1)
   const seed = await playground.seed(sample)
   other.addPeers([seed.address])
   rotten.addPeers([seed.address])
   await within(other.done, 'done')
-  await until(() => rotten.missing().length === 0, 'the rotten piece is fetched again')
+  await until('the rotten piece is fetched again', () => rotten.missing().length === 0)
   assert.equal(other.stats().banned, [])
   await rotten[Symbol.asyncDispose]()
   await assertRelease(join(playground.dir, 'm', 'release'), sample)
@@ -133,7 +134,7 @@ test('a process killed at any moment goes on where it was, and ends right', asyn
       output += chunk
     })
     const goal = had + 15 + kill * 5
-    await until(() => output.length >= goal, 'it has more pieces')
+    await until('it has more pieces', () => output.length >= goal)
     child.kill('SIGKILL')
     await exited
     const resumed = output.lastIndexOf('+') + 1
@@ -152,7 +153,7 @@ test('an aborted swarm rejects and can be opened again', async () => {
   const abort = new AbortController()
   const leech = await playground.open(node, sample, { name: 'm', signal: abort.signal })
   leech.addPeers([seed.address])
-  await until(() => leech.have().pieces > 2, 'it runs')
+  await until('it runs', () => leech.have().pieces > 2)
   abort.abort()
   const error: unknown = await leech.done.catch((reason) => reason)
   assert.is((error as { code?: string }).code, 'Cancelled')

@@ -2,7 +2,8 @@ import { readdir, readFile, readlink, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { assertRelease, Playground, sampleArtifact, until, within } from './fixture.ts'
+import { until } from '../hack/parts/process.ts'
+import { assertRelease, Playground, sampleArtifact, within } from './fixture.ts'
 
 const test = suite('swarm')
 
@@ -51,7 +52,7 @@ test('those who have all part: complete machines hold no connection to each othe
   const leech = await playground.open(await playground.node(), sample)
   leech.addPeers([seed.address])
   await within(leech.done, 'done')
-  await until(() => seed.swarm.stats().peers === 0 && leech.stats().peers === 0, 'they part')
+  await until('they part', () => seed.swarm.stats().peers === 0 && leech.stats().peers === 0)
 })
 
 test('a download limit holds, for all artifacts of a machine together', async () => {

@@ -1,6 +1,7 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { Playground, sampleArtifact, until, within } from './fixture.ts'
+import { until } from '../hack/parts/process.ts'
+import { Playground, sampleArtifact, within } from './fixture.ts'
 
 const test = suite('zones')
 const sample = sampleArtifact({ a: 8 << 20 }, 64 << 10)
@@ -27,7 +28,7 @@ test('what a near peer has is not taken from afar, though that were faster', asy
   const { near, far } = await crowd(playground)
   const leech = await playground.open(await playground.node(), sample, { key, zone: 'here' })
   leech.addPeers([near.address])
-  await until(() => leech.stats().peers === 1, 'the near one is connected')
+  await until('the near one is connected', () => leech.stats().peers === 1)
   leech.addPeers([far.address])
   await within(leech.done, 'done')
   assert.ok(far.swarm.stats().uploadedBytes <= 4 * (64 << 10), `${far.swarm.stats().uploadedBytes} from afar`)
@@ -38,7 +39,7 @@ test('when the near one is gone the rest comes from afar', async () => {
   const { near, far } = await crowd(playground)
   const leech = await playground.open(await playground.node(), sample, { key, zone: 'here' })
   leech.addPeers([near.address, far.address])
-  await until(() => leech.have().pieces > 10, 'some of it')
+  await until('some of it', () => leech.have().pieces > 10)
   await near.node[Symbol.asyncDispose]()
   await within(leech.done, 'done')
 })

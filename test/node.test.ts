@@ -130,6 +130,8 @@ step('hub, workers, region and agent become Ready from the kustomize bases', asy
   say('bringing up the node, the database, the store and the image')
   const image = join(dir, 'image')
   const laidOut = run(join(root, 'hack/image'), [image], { maxBuffer: 64 << 20 })
+  // Awaited below; when the node does not come up, that is what the test says.
+  laidOut.catch(() => undefined)
   node = parts.use(await RealNode.take({ up, down, makeImage, dir, dataDir }))
   const database = parts.use(await startDatabase({ own: true }))
   const store = parts.use(await startStore())

@@ -175,8 +175,11 @@ export class RealNode implements AsyncDisposable {
 
 const noFinalizers = JSON.stringify({ metadata: { finalizers: null } })
 
+/** A node is many processes that look for each other: one that did not come up on a busy machine is tried once more. */
 async function bringUp(command: string): Promise<string> {
-  return (await run(command, { maxBuffer: 16 << 20 })).stdout.trim()
+  const up = () => run(command, { maxBuffer: 16 << 20 })
+  const { stdout } = await up().catch(up)
+  return stdout.trim()
 }
 
 /** Held by one process of this machine at a time, and free when it dies: a name in the kernel, not a file. */

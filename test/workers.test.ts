@@ -11,7 +11,7 @@ import { Database } from '../runtime/sql.ts'
 import { addPipeline, ended } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
-// timeout: 300 s
+// timeout: 600 s
 const test = suite('lost workers')
 let up: TestSystem
 let shared: TemporaryDir
@@ -19,7 +19,7 @@ let shared: TemporaryDir
 test.before(async () => {
   shared = await temporaryDir('shoal-builds')
   await chmod(shared.path, 0o777)
-  up = await bringUp({}, { settings: { hub: { LEASE: '6s', HEALTH_INTERVAL: '1s' } } })
+  up = await bringUp({}, { settings: { hub: { LEASE: '12s', HEALTH_INTERVAL: '1s' } } })
 })
 test.after(async () => {
   await up[Symbol.asyncDispose]()
@@ -102,9 +102,9 @@ test('a frozen worker stops by itself when it goes on, and its finish is refused
     const [name = ''] = building()
     const frozen = up.system.programs.get(name)
     const old = await leaseOf(build.job)
-    frozen?.signal('SIGSTOP')
+    await frozen?.pause()
     await build.begun(2)
-    frozen?.signal('SIGCONT')
+    frozen?.resume()
     await until('the frozen worker builds no more', () => !building().includes(name), { timeoutMs: 15_000 })
     const replayed = await finish(old).catch((error: { code?: string }) => error.code)
     assert.is(replayed, 'Fenced')

@@ -25,7 +25,7 @@ export interface DatabaseServer extends AsyncDisposable {
   start(): Promise<void>
   kill(): Promise<void>
   /** Alive but answering nobody. */
-  pause(): void
+  pause(): Promise<void>
   resume(): void
 }
 
@@ -137,8 +137,8 @@ async function ownServer(options: DatabaseOptions): Promise<DatabaseServer> {
     start,
     stop: () => server.stop({ timeoutMs: 30_000 }),
     kill: () => server.kill(),
-    pause: () => server.signal('SIGSTOP'),
-    resume: () => server.signal('SIGCONT'),
+    pause: () => server.pause(),
+    resume: () => server.resume(),
     async [Symbol.asyncDispose]() {
       if (temporary) await server.kill()
       else await server.stop({ timeoutMs: 30_000 })

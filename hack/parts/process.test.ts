@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { freePort, startProgram, temporaryDir, until } from './process.ts'
+import { freePort, patience, startProgram, temporaryDir, until } from './process.ts'
 
 const test = suite('parts: processes')
 
@@ -35,7 +35,7 @@ test('until returns the first truthy value; an error means not yet', async () =>
 test('until says at the deadline what it waited for and what went wrong last', async () => {
   const fails = () => Promise.reject(new Error('connection refused'))
   const error = await failure(until('the answer', fails, { timeoutMs: 60 }))
-  assert.is(error.message, 'the answer: not within 60 ms: connection refused')
+  assert.is(error.message, `the answer: not within ${60 * patience} ms: connection refused`)
   assert.is(String(error.cause), 'Error: connection refused')
 })
 

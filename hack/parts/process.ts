@@ -6,20 +6,23 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
 import { closeSync, openSync } from 'node:fs'
-import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 
 export interface UntilOptions {
-  /** Default 10 s. */
+  /** Default 10 s; times `patience`. */
   timeoutMs?: number
   /** Between two tries; default 25 ms. */
   intervalMs?: number
   /** Fail at once when this program has exited. */
   unless?: Program
 }
+
+/** Where many programs share few cores, as under ./hack/test, all takes longer; what hangs is named all the same. */
+export const patience = Number(process.env.SHOAL_PATIENCE ?? 1)
 
 /**
  * Waits until `fn` returns something truthy, and returns it. A throw means "not yet".
@@ -30,7 +33,8 @@ export async function until<T>(
   fn: () => T | Promise<T>,
   { timeoutMs = 10_000, intervalMs = 25, unless }: UntilOptions = {},
 ): Promise<NonNullable<T>> {
-  const deadline = performance.now() + timeoutMs
+  const waitMs = timeoutMs * patience
+  const deadline = performance.now() + waitMs
   let last: unknown
   for (;;) {
     try {
@@ -46,7 +50,7 @@ export async function until<T>(
     }
     if (performance.now() > deadline) {
       const why = last instanceof Error ? `: ${last.message}` : last === undefined ? '' : `: ${String(last)}`
-      throw new Error(`${what}: not within ${timeoutMs} ms${why}`, { cause: last })
+      throw new Error(`${what}: not within ${waitMs} ms${why}`, { cause: last })
     }
     await delay(intervalMs)
   }
@@ -114,6 +118,9 @@ export interface Program extends AsyncDisposable {
   stop(options?: { timeoutMs?: number }): Promise<void>
   /** SIGKILL; returns when it is gone. */
   kill(): Promise<void>
+  /** Alive but answering nobody; returns when all its threads stand still, where the system shows them. */
+  pause(): Promise<void>
+  resume(): void
   signal(name: NodeJS.Signals): void
   log(): Promise<string>
 }
@@ -165,6 +172,15 @@ class ChildProgram implements Program {
     if (this.running) this.#child.kill(name)
   }
 
+  async pause(): Promise<void> {
+    this.signal('SIGSTOP')
+    await until(`${this.name} stands still`, () => standsStill(this.pid), { intervalMs: 1, unless: this })
+  }
+
+  resume(): void {
+    this.signal('SIGCONT')
+  }
+
   async stop({ timeoutMs = 10_000 } = {}): Promise<void> {
     this.signal('SIGTERM')
     const timer = setTimeout(() => this.signal('SIGKILL'), timeoutMs)
@@ -184,6 +200,13 @@ class ChildProgram implements Program {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill()
   }
+}
+
+/** A stop takes hold of each thread when it is next scheduled. Without /proc (macOS) it is taken to have done so. */
+async function standsStill(pid: number): Promise<boolean> {
+  const threads = await readdir(`/proc/${pid}/task`).catch(() => [])
+  const states = await Promise.all(threads.map((thread) => readFile(`/proc/${pid}/task/${thread}/stat`, 'utf8')))
+  return states.every((stat) => /\) [TZX]/.test(stat))
 }
 
 let setpriv: boolean | undefined

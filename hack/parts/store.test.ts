@@ -38,7 +38,7 @@ test('an object is there after stop, kill and start; not while it is down', asyn
 
 test('a paused server answers nobody, and goes on when resumed', async () => {
   await using store = await startStore()
-  store.pause()
+  await store.pause()
   const ask = () => fetch(store.endpoint, { signal: AbortSignal.timeout(200) }).catch(({ name }: Error) => name)
   // The signal stops its threads one after another.
   await until('no answer', async () => (await ask()) === 'TimeoutError')

@@ -30,7 +30,7 @@ export interface StoreServer extends AsyncDisposable {
   start(): Promise<void>
   kill(): Promise<void>
   /** Alive but answering nobody, as behind a cut line. */
-  pause(): void
+  pause(): Promise<void>
   resume(): void
 }
 
@@ -77,8 +77,8 @@ export async function startStore(options: StoreOptions = {}): Promise<StoreServe
     start,
     stop: () => server.stop(),
     kill: () => server.kill(),
-    pause: () => server.signal('SIGSTOP'),
-    resume: () => server.signal('SIGCONT'),
+    pause: () => server.pause(),
+    resume: () => server.resume(),
     async [Symbol.asyncDispose]() {
       await server.kill()
       await temporary?.[Symbol.asyncDispose]()

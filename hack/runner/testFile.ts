@@ -19,9 +19,17 @@ interface TestFile {
   signal: AbortSignal
 }
 
+/** What tests wait for comes later where several files and all their programs share few cores. */
+const patience = 3
+
 /** Runs one uvu file in a process of its own. */
 export async function runFile({ root, file, timeoutMs, signal }: TestFile): Promise<Outcome> {
-  const env: NodeJS.ProcessEnv = { ...process.env, FORCE_COLOR: '0', NODE_DISABLE_COLORS: '1' }
+  const env: NodeJS.ProcessEnv = {
+    ...process.env,
+    FORCE_COLOR: '0',
+    NODE_DISABLE_COLORS: '1',
+    SHOAL_PATIENCE: `${patience}`,
+  }
   const result = await runGroup(process.execPath, [file], { cwd: root, timeoutMs, env, signal })
   return { name: file, seconds: result.seconds, output: result.output, ...count(result, timeoutMs) }
 }

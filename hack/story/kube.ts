@@ -62,7 +62,7 @@ export class Kube implements AsyncDisposable {
       if (failure === undefined) return object
     } catch (error) {
       const status = JSON.stringify(last?.status ?? 'not there')
-      throw new Error(`not in ${timeoutMs / 1000} s: ${what}; ${name}: ${status}`, { cause: error })
+      throw new Error(`${what}: not in time; ${name}: ${status}`, { cause: error })
     }
     throw new Error(`${what}: ${name}: ${failure}`)
   }

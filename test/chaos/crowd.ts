@@ -112,7 +112,7 @@ export async function runCrowd(o: CrowdOptions): Promise<CrowdResult> {
     later.push(clock.sleep(ms).then(async () => void (await then())))
   }
   const mayLose = () => machines.filter((machine) => !machine).length < MAX_LOST
-  const faults: Record<string, () => Promise<unknown> | unknown> = {
+  const faults: Record<string, () => Promise<void>> = {
     'kill a machine': async () => {
       const at = anyMachine()
       await machines[at]?.kill()
@@ -126,16 +126,16 @@ export async function runCrowd(o: CrowdOptions): Promise<CrowdResult> {
       await machines[at]?.kill()
       machines[at] = undefined
     },
-    'lose power of a machine': () => {
+    'lose power of a machine': async () => {
       const at = anyMachine()
       if (!mayLose()) return
-      machines[at]?.signal('SIGSTOP')
+      await machines[at]?.pause()
       machines[at] = undefined
     },
-    'freeze a machine': () => {
+    'freeze a machine': async () => {
       const machine = machines[anyMachine()]
-      machine?.signal('SIGSTOP')
-      after(6000, () => machine?.signal('SIGCONT'))
+      await machine?.pause()
+      after(6000, () => machine?.resume())
     },
     'kill a tracker': async () => {
       const at = upTo(trackers.length)
@@ -144,10 +144,10 @@ export async function runCrowd(o: CrowdOptions): Promise<CrowdResult> {
         trackers[at] = startTracker(ports[at] as number)
       })
     },
-    'freeze a tracker': () => {
+    'freeze a tracker': async () => {
       const tracker = trackers[upTo(trackers.length)]
-      tracker?.signal('SIGSTOP')
-      after(4000, () => tracker?.signal('SIGCONT'))
+      await tracker?.pause()
+      after(4000, () => tracker?.resume())
     },
   }
   /** What there is one of goes on before it is stopped again. */
@@ -158,12 +158,12 @@ export async function runCrowd(o: CrowdOptions): Promise<CrowdResult> {
       await bucket.start()
     },
     'silence the bucket': async () => {
-      bucket.pause()
+      await bucket.pause()
       await clock.sleep(upTo(4000))
       bucket.resume()
     },
     'silence the database': async () => {
-      database.pause()
+      await database.pause()
       await clock.sleep(upTo(3000))
       database.resume()
     },

@@ -4,8 +4,9 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import * as assert from 'uvu/assert'
 import { encodeBencode } from '../../api/bencode.ts'
+import { until } from '../../hack/parts/process.ts'
 import { encodeGreeting } from '../../swarm/extension.ts'
-import { assertRelease, Playground, sampleArtifact, until, within } from '../../swarm/fixture.ts'
+import { assertRelease, Playground, sampleArtifact, within } from '../../swarm/fixture.ts'
 import { RawListener, RawPeer, type RawRequest } from '../../swarm/rawPeer.ts'
 import { encodeBlockHeader, encodeMessage, encodeNumbers, messageId } from '../../swarm/wire.ts'
 import { bencoded, mutations } from './mutations.ts'
@@ -83,7 +84,7 @@ export const live = fc.asyncProperty(fc.array(script, { minLength: 20, maxLength
   const node = await playground.node()
   const leech = await playground.open(node, sample, { name: 'leech' })
   leech.addPeers([seed.address])
-  await until(() => leech.have().pieces > 0, 'the download has begun')
+  await until('the download has begun', () => leech.have().pieces > 0)
   await using others = new AsyncDisposableStack()
   for (const { listens, answer, says, ends } of scripts) {
     const perform = async (peer: RawPeer) => {
