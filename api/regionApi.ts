@@ -16,6 +16,8 @@ export const mirrorNamespace = (region: string) => `shoal-mirror-${region}`
 export const mirrorLabel = 'shoal.dev/mirror'
 /** The ConfigMap in `shoal-region-<name>` whose data.envelope is the region's signed index. */
 export const indexName = 'shoal-index'
+/** The ConfigMap in the hub's namespace whose data.names are the names of all regions, with spaces between them. */
+export const regionsName = 'shoal-regions'
 
 const replicaWork = z.object({
   namespace: z.string(),

@@ -36,6 +36,7 @@ import { pipelineController } from '../controllers/pipeline/controller.ts'
 import { registerWebhook } from '../controllers/pipeline/webhook.ts'
 import { RegionController } from '../controllers/region/controller.ts'
 import { RegionDirectory } from '../controllers/region/directory.ts'
+import { KnownRegions } from '../controllers/region/knownRegions.ts'
 import { registerRegionRoutes } from '../controllers/region/routes.ts'
 import { Broker } from '../queue/broker.ts'
 import { HealthChecker } from '../queue/healthChecker.ts'
@@ -166,11 +167,15 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     ...common,
     goals: regionals,
     isSettled: ({ goal, revision }) => isSettled(goals.get(`${goal.namespace}/${goal.name}`), revision),
-    regions: () => directory.all().map(({ metadata }) => metadata.name),
+    regions: () => directory.names(),
     signingKey,
     renewMs: options.indexRenew,
   })
   regions.onChange((name, region, previous) => region && !previous && index.notify(name))
+  const knownRegions = new KnownRegions({ ...common, namespace: options.namespace, regions: () => directory.names() })
+  regions.onChange((_name, region, previous) => {
+    if (!region || !previous) knownRegions.notify()
+  })
   const goalStateController = new GoalStateController({
     ...common,
     goals,
@@ -214,6 +219,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
     new HistoryPruner({ ...history, historyMs: options.history, isNeeded }),
     artifactController,
     regionController,
+    knownRegions,
     index,
     goalStateController,
     pipelineController({

@@ -7,9 +7,11 @@ import { Agent, fetch } from 'undici'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { GoalState, GoalStateRevision } from '../../api/goalState.ts'
+import { Region } from '../../api/region.ts'
 import { applyAdmission } from '../../hack/parts/admission.ts'
 import { until } from '../../hack/parts/process.ts'
 import {
+  addRegion,
   api,
   apply,
   artifact,
@@ -275,6 +277,21 @@ test('in a freeze nothing begins, and what failed still goes back; one that canâ
   assert.is(goal.metadata.name, 'web')
   await apply(namespace, 'web-2', { rollout: { waves, freeze: [{ ...freeze[0], timeZone: 'Mars/Olympus' }] } })
   await reason(namespace, 'Stalled', 'Invalid')
+})
+
+test('a goal that names a region there is not is not taken; one whose region has gone can still be changed', async () => {
+  const namespace = await newNamespace()
+  const to = (region: string, more = {}) =>
+    apply(namespace, 'web-1', { rollout: { waves: [{ regions: ['eu', region], percent: 100 }], ...more } }).then(
+      () => 'taken',
+      (error: unknown) => (error as Error).message,
+    )
+  await until('it is refused', async () => /there is no region mars; there are: eu, us/.test(await to('mars')))
+  await addRegion('mars', { cordoned: true })
+  await until('it is taken', async () => (await to('mars')) === 'taken')
+  await cluster.delete(Region, undefined, 'mars')
+  await until('mars is unknown again', async () => /no region mars-2; there are: eu, us/.test(await to('mars-2')))
+  assert.is(await to('mars', { maxUnavailable: 1 }), 'taken')
 })
 
 test.after(async () => {

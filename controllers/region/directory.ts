@@ -29,6 +29,13 @@ export class RegionDirectory implements Disposable {
     return this.#options.list().filter((region) => !region.metadata.deletionTimestamp)
   }
 
+  /** Of all regions, cordoned ones too, sorted. */
+  names(): string[] {
+    return this.all()
+      .map(({ metadata }) => metadata.name)
+      .sort()
+  }
+
   get(name: string): Region | undefined {
     return this.all().find((region) => region.metadata.name === name)
   }
