@@ -35,4 +35,13 @@ test('one that cannot be read says why', () => {
   assert.match(freezeProblem({ ...weekend, timeZone: 'Mars/Olympus' }) ?? '', /Mars/)
 })
 
+test('one that begins anew while it holds does not end in the second before', () => {
+  const daily = { cron: '0 17 * * *', duration: '25h', timeZone: 'UTC' }
+  for (const second of ['16:59:58.900', '16:59:59.000', '16:59:59.500', '16:59:59.999', '17:00:00.000']) {
+    const end = frozenUntil([daily], Date.parse(`2026-03-10T${second}Z`))
+    const began = second.startsWith('17') ? '10' : '09'
+    assert.is(end, Date.parse(`2026-03-${began}T17:00:00Z`) + 25 * 3_600_000, second)
+  }
+})
+
 test.run()

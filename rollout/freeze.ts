@@ -5,8 +5,10 @@ import { durationMs } from '../api/meta.ts'
 /** The end of the freeze that holds at this moment, Unix ms; of several, the latest. Undefined when none does. */
 export function frozenUntil(freezes: Freeze[], nowMs: number): number | undefined {
   const ends = freezes.flatMap(({ cron, duration, timeZone }) => {
-    const [began] = new Cron(cron, { timezone: timeZone }).previousRuns(1, new Date(nowMs + 1000))
-    const endMs = began && began.getTime() <= nowMs ? began.getTime() + durationMs(duration) : 0
+    // One that begins right now is among those before the next second; so may be one that is still to begin.
+    const runs = new Cron(cron, { timezone: timeZone }).previousRuns(2, new Date(nowMs + 1000))
+    const began = runs.find((run) => run.getTime() <= nowMs)
+    const endMs = began ? began.getTime() + durationMs(duration) : 0
     return endMs > nowMs ? [endMs] : []
   })
   return ends.length === 0 ? undefined : Math.max(...ends)
