@@ -29,13 +29,13 @@ export class Callers {
 
   /** Throws `Unauthorized` or `Forbidden`. */
   async identify(headers: { authorization?: string | undefined }): Promise<string> {
-    const token = bearerToken(headers)
+    const { authorization = '' } = headers
     const nowMs = this.#options.clock.monotonic()
-    const kept = this.#kept.get(token)
+    const kept = this.#kept.get(authorization)
     if (kept && kept.untilMs > nowMs) return kept.machine
-    const machine = await this.#verify(token)
+    const machine = await this.#verify(bearerToken(headers))
     if (this.#kept.size >= keptTokens) this.#kept.clear()
-    this.#kept.set(token, { machine, untilMs: nowMs + keptMs })
+    this.#kept.set(authorization, { machine, untilMs: nowMs + keptMs })
     return machine
   }
 

@@ -3,7 +3,7 @@ import type { GoalReport, PollRequest } from '../api/fleetApi.ts'
 import { Batch } from '../runtime/batch.ts'
 import type { Database } from '../runtime/sql.ts'
 import type { Goals } from './goals.ts'
-import { type Machine, type MachineRow, nowMs } from './machines.ts'
+import { type Machine, type MachineRow, noGrant, nowMs } from './machines.ts'
 
 /** Machines of one batch. */
 const maxBatch = 500
@@ -34,24 +34,18 @@ interface Reported {
   fetchMs: number | null
 }
 
+/** The same, with what the machine was granted. */
+type Granted = Reported & { grantId: string | null; grantRevision: number | null; begun: number }
+
 const columns = [
   ...(['namespace', 'name', 'machine', 'state', 'sequence', 'revision', 'template', 'running', 'reason'] as const),
   ...(['message', 'fetchMs'] as const),
 ]
 
-interface OpenGrant {
-  id: string
-  namespace: string
-  name: string
-  machine: string
-  revision: number
-  begun: number
-}
-
 const goalKey = ({ namespace, name }: { namespace: string; name: string }) => `${namespace}/${name}`
 
 /**
- * What machines say when they poll, written down as far as it is new: three looks and few writes for all that poll at the
+ * What machines say when they poll, written down as far as it is new: two looks and few writes for all that poll at the
  * same time. The rows are the truth, so that any replica may hear any machine.
  */
 export class Inbox {
@@ -108,19 +102,14 @@ export class Inbox {
 
   async #noteReports(said: Map<string, Said>): Promise<void> {
     const names = [...said.keys()]
-    const rows = await this.#database.query<Reported>(
+    const rows = await this.#database.query<Granted>(
       // Index: by_machine.
       `SELECT namespace, name, machine, state, sequence, revision, template, running, reason, message,
-         fetch_ms AS fetchMs FROM machine_goal WHERE machine IN (?)`,
+         fetch_ms AS fetchMs, grant_id AS grantId, grant_revision AS grantRevision, grant_begun AS begun
+       FROM machine_goal WHERE machine IN (?)`,
       [names],
     )
-    const grants = await this.#database.query<OpenGrant>(
-      // Index: by_holder.
-      'SELECT id, namespace, name, machine, revision, begun FROM activation_grant WHERE machine IN (?)',
-      [names],
-    )
-    const before = groupBy(rows)
-    const held = groupBy(grants)
+    const before = Map.groupBy(rows, ({ machine }) => machine)
     const changed: Reported[] = []
     const unselected: Reported[] = []
     const begun: string[] = []
@@ -138,18 +127,25 @@ export class Inbox {
         const now = asRow(name, key, known.get(key), reports.get(key))
         if (now) changed.push(now)
       }
-      for (const grant of held.get(name) ?? []) {
-        const report = reports.get(goalKey(grant))
-        if (!report) continue
-        if (isOver(grant, report)) over.push(grant.id)
-        else if (report.grantId === grant.id && report.state === 'Activating' && !grant.begun) begun.push(grant.id)
+      for (const [key, row] of known) {
+        const report = reports.get(key)
+        if (!report || row.grantId === null) continue
+        if (isOver(row, report)) over.push(row.grantId)
+        else if (report.grantId === row.grantId && report.state === 'Activating' && !row.begun) begun.push(row.grantId)
       }
     }
     await this.#write(changed)
     // After what the machine said is written: until then its grant counts.
-    if (begun.length > 0)
-      await this.#database.execute('UPDATE activation_grant SET begun = TRUE WHERE id IN (?)', [begun.sort()])
-    if (over.length > 0) await this.#database.execute('DELETE FROM activation_grant WHERE id IN (?)', [over.sort()])
+    for (const [change, ids] of [
+      ['grant_begun = TRUE', begun],
+      [noGrant, over],
+    ] as const)
+      if (ids.length > 0)
+        await this.#database.execute(
+          // Index: by_machine.
+          `UPDATE machine_goal SET ${change} WHERE machine IN (?) AND grant_id IN (?)`,
+          [names, ids],
+        )
     for (const { namespace, name, machine } of unselected) await this.#goals.deselect({ namespace, name }, [machine])
   }
 
@@ -207,12 +203,8 @@ function asRow(
 }
 
 /** How it ended was said, or the machine holds a later revision and activates nothing. */
-function isOver({ id, revision }: OpenGrant, report: GoalReport): boolean {
+function isOver({ grantId, grantRevision }: Granted, report: GoalReport): boolean {
   if (report.state === 'Activating') return false
   const ended = report.state === 'Healthy' || report.state === 'Failed' || report.state === 'RolledBack'
-  return (ended && report.grantId === id) || revision < report.revision
-}
-
-function groupBy<T extends { machine: string }>(rows: T[]): Map<string, T[]> {
-  return Map.groupBy(rows, ({ machine }) => machine)
+  return (ended && report.grantId === grantId) || (grantRevision ?? 0) < report.revision
 }

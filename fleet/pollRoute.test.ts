@@ -77,6 +77,20 @@ test('who holds the goal is told nothing twice, and is answered with nothing at 
   assert.ok(plain.pollAfterMs >= 80 && plain.pollAfterMs <= 120)
 })
 
+test('the index comes with a goal that the machine does not hold; the next of one it holds comes alone', async () => {
+  const { database, replicas } = await startRegion()
+  const [{ url }] = replicas
+  const m = await machine(database, 'm')
+  await say(replicas, goal(1))
+  const first = await m.poll(url)
+  assert.is(first.goals.length, 1)
+  assert.ok(first.index)
+  await say(replicas, goal(2))
+  const next = await m.poll(url, [report(goal(1), { state: 'Fetching' })])
+  assert.equal(next.goals, [signGoal(goal(2), hubKey)])
+  assert.is(next.index, undefined)
+})
+
 test('the next machine is granted when another is done, while its poll is held', async () => {
   const { database, replicas } = await startRegion()
   const [{ url }] = replicas

@@ -1,3 +1,4 @@
+import type { FastifyRequest } from 'fastify'
 import { type GoalReport, type Grant, type PollAnswer, type PollRequest, pollRequest } from '../api/fleetApi.ts'
 import type { Clock } from '../runtime/clock.ts'
 import type { Metrics } from '../runtime/metrics.ts'
@@ -46,13 +47,14 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
   server.post('/v1/agent/poll', async (request, reply): Promise<PollAnswer> => {
     const name = await options.callers.identify(request.headers)
     const poll = pollRequest.parse(request.body)
+    forget(request)
     const machine: Machine = { name, labels: poll.labels, namespaces: poll.namespaces }
     await inbox.take(machine, poll)
     const mayHoldMs = Math.min(poll.waitMs ?? 0, options.holdMs)
     if (mayHoldMs === 0) return answer(await newsFor(name, poll, lookFor(machine, poll)))
     const untilMs = clock.monotonic() + mayHoldMs * (0.8 + random() * 0.2)
     let release: () => void = () => undefined
-    reply.raw.once('close', () => release())
+    reply.raw.on('close', () => release())
     for (let woken = false; ; woken = true) {
       const look = lookFor(machine, poll)
       // Held before it is looked for, so that no news goes by in between.
@@ -88,14 +90,17 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     { selecting, waits, butRefused = false }: Look & { butRefused?: boolean },
   ): Promise<Omit<PollAnswer, 'pollAfterMs'> | undefined> {
     const given = await grantsFor(machine, waits)
+    const reportOf = (goal: Goal) => reports.find((each) => isOf(each, goal))
     const unknown = selecting.filter((goal) => {
-      const report = reports.find((each) => isOf(each, goal))
+      const report = reportOf(goal)
       if (report?.sequence === goal.payload.sequence) return false
       return !(butRefused && report && isRefusal(report))
     })
     if (unknown.length === 0 && given.length === 0) return undefined
+    // Who holds a goal takes a later one by its sequence; the index, of all the region's goals, is for the others.
+    const holdsAll = unknown.map(reportOf).every((report) => report && report.sequence > 0 && !isRefusal(report))
     return {
-      ...(unknown.length > 0 && index.envelope !== undefined && { index: index.envelope }),
+      ...(!holdsAll && index.envelope !== undefined && { index: index.envelope }),
       goals: unknown.map(({ envelope }) => envelope),
       grants: given,
     }
@@ -119,6 +124,15 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     return given
   }
 }
+
+/** A request that is held is read: 20,000 of them would keep what they were read from. */
+function forget(request: FastifyRequest): void {
+  request.body = undefined
+  request.raw.rawHeaders.length = 0
+  request.raw.headers = noHeaders
+}
+
+const noHeaders = {}
 
 /** The goals that select a machine, and those of them it waits to activate. */
 interface Look {

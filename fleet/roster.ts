@@ -31,7 +31,7 @@ export class Roster {
     await rounds(() => this.forgetSilent(), { everyMs, clock, signal, failed })
   }
 
-  /** The names of those it forgot. Replicas may do it at once. Indexes: PRIMARY, by_machine, by_holder. */
+  /** The names of those it forgot. Replicas may do it at once. Indexes: PRIMARY, by_machine. */
   async forgetSilent(): Promise<string[]> {
     const { database, log } = this.#options
     const names = await database.transaction(async (sql) => {
@@ -42,7 +42,6 @@ export class Roster {
       const silent = rows.map(({ name }) => name)
       if (silent.length === 0) return silent
       await sql.execute('DELETE FROM machine_goal WHERE machine IN (?)', [silent])
-      await sql.execute('DELETE FROM activation_grant WHERE machine IN (?)', [silent])
       await sql.execute('DELETE FROM machine WHERE name IN (?) AND public_key IS NULL', [silent])
       await sql.execute('UPDATE machine SET last_seen_ms = NULL WHERE name IN (?)', [silent])
       return silent

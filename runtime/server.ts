@@ -37,6 +37,8 @@ export function createServer(options: ServerOptions): Server {
     logger: false,
     bodyLimit: options.bodyLimitBytes ?? 1 << 20,
     forceCloseConnections: 'idle',
+    // Every body goes through a schema, which takes only what it knows.
+    ...{ onProtoPoisoning: 'ignore', onConstructorPoisoning: 'ignore' },
     // A client that sends its request byte by byte holds a connection no longer than this.
     requestTimeout: 120_000,
     ...(tls && { https: credentials(tls) }),

@@ -6,6 +6,11 @@ export function row(what: string, figure: string, ok: boolean, target: string): 
   console.log(`${ok ? '✓' : '✗'} ${what}: ${figure} (${target})`)
 }
 
+/** Prints a figure that nothing is asked of. */
+export function figure(what: string, value: string): void {
+  console.log(`· ${what}: ${value}`)
+}
+
 export const anyMissed = (): boolean => missed
 
 export const seconds = (ms: number): string => `${(ms / 1000).toFixed(1)} s`

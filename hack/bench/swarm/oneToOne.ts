@@ -59,6 +59,8 @@ export async function oneToOne(clients: string[], mebibytes: number): Promise<On
         () => false,
       ),
     )
+    // A client may say that it is done while its last bytes are in memory alone.
+    await toDisk(join(to, NAME))
     const seconds = (performance.now() - beganMs) / 1000
     const cpu = (await cpuSeconds(leech)) + (await cpuSeconds(seed)) - seedCpu
     const peakMegabytes = { seed: await peakOf(seed), leech: await peakOf(leech) }
@@ -77,6 +79,11 @@ async function writeRandom(path: string, mebibytes: number): Promise<void> {
   await using file = await open(path, 'w')
   const block = Buffer.allocUnsafe(1 << 20)
   for (let i = 0; i < mebibytes; i++) await file.write(randomFillSync(block))
+}
+
+async function toDisk(path: string): Promise<void> {
+  await using file = await open(path)
+  await file.datasync()
 }
 
 function start(client: string, args: string[]): ChildProcess {
