@@ -53,7 +53,10 @@ const grant = z.object({
 export type Grant = z.infer<typeof grant>
 
 export const pollAnswer = z.object({
-  index: z.string().optional().describe('The region’s current index, as the hub signed it; with goals.'),
+  index: z
+    .string()
+    .optional()
+    .describe('The region’s current index, as the hub signed it; with goals the machine does not hold.'),
   goals: z
     .array(z.string())
     .describe('Envelopes of the goals that select this machine, of which it did not report this sequence.'),

@@ -101,7 +101,7 @@ const status = machineCounts.partial().extend({
   wave: z.string().optional().describe('Current wave, as 2/4.'),
   regionsInRollout: z.array(z.string()).max(50).optional().describe('What "*" meant when the rollout started.'),
   waveOpen: z.boolean().optional().describe('The current wave has begun.'),
-  soakedMs: z.int().optional().describe('How long the current wave has soaked.'),
+  soakedMs: z.int().optional().describe('How long the current wave has soaked; absent until it is complete.'),
   waveSince: time.optional().describe('When the wave before the current one was complete.'),
   standsSince: time
     .optional()

@@ -144,13 +144,12 @@ const standsForAnother = (before: GoalPayload, now: GoalPayload): boolean =>
 
 /**
  * What was reported, granted and halted under the numbers so far says nothing about the same numbers from now on. Grants
- * go on holding budget, as those of earlier revisions do. Indexes: PRIMARY of goal and machine_goal, by_machine.
+ * go on holding budget, as those of earlier revisions do. Indexes: PRIMARY of goal and machine_goal.
  */
 async function forgetNumbers(sql: Sql, { namespace, name }: GoalPayload): Promise<void> {
   for (const change of [
     'goal SET halted_revision = NULL',
-    'machine_goal SET revision = 0',
-    'activation_grant SET revision = revision - 1000000',
+    'machine_goal SET revision = 0, grant_revision = grant_revision - 1000000',
   ])
     await sql.execute(`UPDATE ${change} WHERE namespace = ? AND name = ?`, [namespace, name])
 }
@@ -176,15 +175,14 @@ async function selectMachines(sql: Sql, payload: GoalPayload, machines: Machine[
   await deselectMachines(sql, payload, rest)
 }
 
-/** Indexes: PRIMARY of machine_goal, by_machine of activation_grant. */
+/** With what they were granted. Index: PRIMARY. */
 async function deselectMachines(
   sql: Sql,
   goal: { namespace: string; name: string },
   machines: string[],
 ): Promise<void> {
   if (machines.length === 0) return
-  for (const table of ['machine_goal', 'activation_grant'])
-    await sql.execute(`DELETE FROM ${table} WHERE namespace = ? AND name = ? AND machine IN (?)`, [
-      ...[goal.namespace, goal.name, machines],
-    ])
+  await sql.execute('DELETE FROM machine_goal WHERE namespace = ? AND name = ? AND machine IN (?)', [
+    ...[goal.namespace, goal.name, machines],
+  ])
 }

@@ -5,8 +5,8 @@ import type { GoalPayload } from '../rollout/envelope.ts'
 import { mayActivate } from '../rollout/grant.ts'
 import { Batch } from '../runtime/batch.ts'
 import type { Database, Sql } from '../runtime/sql.ts'
-import { countMachines, type GoalAt, type Listening, reportSlackMs } from './counts.ts'
-import { nowMs } from './machines.ts'
+import { countMachines, type GoalAt, isOpen, type Listening, reportSlackMs } from './counts.ts'
+import { noGrant, nowMs } from './machines.ts'
 
 export interface GrantOptions {
   /** How soon a grant must be begun. */
@@ -76,22 +76,25 @@ export async function grantActivations(
       const current =
         row?.sequence === goal.sequence && !row.withdrawn && (goal.trusted || row.haltedRevision !== revision)
       if (!current || goal.halted) return grants
-      const waiting = await waitingMachines(sql, goal, machines)
-      // Who holds a grant already may ask again, the answer may have been lost. A longer time is not begun anew.
-      const before = await grantsOf(sql, goal, [...waiting.keys()])
-      for (const { machine, open, ...grant } of before) {
-        if (!open) continue
-        waiting.delete(machine)
-        if (grant.leftMs > 0) grants.set(machine, again(goal, grant, options))
+      const waiting = new Map<string, { serves: boolean }>()
+      const over: string[] = []
+      for (const { machine, running, id, open, leftMs } of await waitingMachines(sql, goal, machines)) {
+        // Who holds a grant already may ask again, the answer may have been lost. A longer time is not begun anew.
+        if (id !== null && open && leftMs > 0) grants.set(machine, again(goal, { id, leftMs }, options))
+        if (id !== null && open) continue
+        if (id !== null) over.push(machine)
+        // A machine that runs nothing can't be made less available.
+        waiting.set(machine, { serves: running !== null })
       }
-      const over = before.filter(({ open }) => !open).map(({ id }) => id)
-      if (over.length > 0) await sql.execute('DELETE FROM activation_grant WHERE id IN (?)', [over])
+      if (over.length > 0)
+        await sql.execute(`UPDATE machine_goal SET ${noGrant} WHERE namespace = ? AND name = ? AND machine IN (?)`, [
+          ...[namespace, name, over],
+        ])
       if (waiting.size === 0) return grants
       const counts = await countMachines(sql, goal, options.listening)
       const given: [machine: string, Grant][] = []
-      for (const [machine, running] of waiting) {
-        // A machine that runs nothing can't be made less available.
-        const answer = mayActivate(goal, counts, { serves: running !== null })
+      for (const [machine, at] of waiting) {
+        const answer = mayActivate(goal, counts, at)
         if (answer === 'Halts') {
           await sql.execute('UPDATE goal SET halted_revision = ? WHERE namespace = ? AND name = ?', [
             ...[revision, namespace, name],
@@ -103,7 +106,7 @@ export async function grantActivations(
         counts.unavailable++
         given.push([machine, newGrant(goal, options)])
       }
-      await insert(sql, goal, given, row.nowMs)
+      await write(sql, goal, given, row.nowMs)
       for (const [machine, grant] of given) grants.set(machine, grant)
       return grants
     },
@@ -111,27 +114,28 @@ export async function grantActivations(
   )
 }
 
-/** Of these, those that have the release and don't run it, with what they run. Index: PRIMARY. */
-async function waitingMachines(sql: Sql, { namespace, name, templateHash }: GoalPayload, machines: string[]) {
-  const rows = await sql.query<{ machine: string; state: string; template: string; running: string | null }>(
-    `SELECT machine, state, template, running FROM machine_goal
-     WHERE namespace = ? AND name = ? AND machine IN (?)`,
-    [namespace, name, machines],
-  )
-  const waits = rows.filter(
-    ({ state, template, running }) => state === 'Fetched' && template === templateHash && running !== templateHash,
-  )
-  return new Map(waits.map(({ machine, running }) => [machine, running]))
+interface WaitingMachine {
+  machine: string
+  running: string | null
+  /** The grant it has of the revision already. */
+  id: string | null
+  leftMs: number
+  open: number
 }
 
-/** The grants these machines have of the revision already, whether or not still open. Index: by_machine. */
-async function grantsOf(sql: Sql, { namespace, name, revision }: GoalPayload, machines: string[]) {
-  if (machines.length === 0) return []
-  return sql.query<{ machine: string; id: string; leftMs: number; open: number }>(
-    `SELECT machine, id, begin_by_ms - ${nowMs} AS leftMs,
-       IF(begun, ends_at_ms, begin_by_ms + ${reportSlackMs}) > ${nowMs} AS open
-     FROM activation_grant WHERE namespace = ? AND name = ? AND machine IN (?) AND revision = ?`,
-    [namespace, name, machines, revision],
+/**
+ * Of these, those that have the release and don't run it. Locked, so that one deselected meanwhile does not come back by
+ * what is granted. Index: PRIMARY.
+ */
+function waitingMachines(sql: Sql, goal: GoalPayload, machines: string[]): Promise<WaitingMachine[]> {
+  const { namespace, name, revision, templateHash } = goal
+  return sql.query<WaitingMachine>(
+    `SELECT machine, running, IF(grant_revision = ?, grant_id, NULL) AS id, grant_begin_by_ms - ${nowMs} AS leftMs,
+       ${isOpen(nowMs)} AS open
+     FROM machine_goal AS mg
+     WHERE namespace = ? AND name = ? AND machine IN (?) AND state = 'Fetched' AND template = ? AND NOT running <=> ?
+     FOR UPDATE`,
+    [revision, namespace, name, machines, templateHash, templateHash],
   )
 }
 
@@ -152,18 +156,22 @@ const identityOf = ({ namespace, name, sequence, revision, templateHash: templat
   ...{ namespace, name, sequence, revision, template },
 })
 
-async function insert(sql: Sql, goal: GoalPayload, given: [string, Grant][], grantedMs: number): Promise<void> {
+/** In place of one of an earlier revision: a machine that waits is not in the middle of any. Index: PRIMARY. */
+async function write(sql: Sql, goal: GoalPayload, given: [string, Grant][], grantedMs: number): Promise<void> {
   if (given.length === 0) return
   const { deadline, stop } = goal.template.activation
   // Stopping, starting, and going back when that fails.
   const takesMs = 2 * durationMs(stop.timeout) + 2 * durationMs(deadline) + reportSlackMs
   await sql.execute(
-    `INSERT INTO activation_grant (id, namespace, name, machine, sequence, revision, template, granted_at_ms, begin_by_ms,
-       ends_at_ms) VALUES ?`,
+    `INSERT INTO machine_goal (namespace, name, machine, grant_id, grant_revision, grant_template, grant_begin_by_ms,
+       grant_ends_at_ms) VALUES ?
+     ON DUPLICATE KEY UPDATE grant_id = VALUES(grant_id), grant_revision = VALUES(grant_revision),
+       grant_template = VALUES(grant_template), grant_begin_by_ms = VALUES(grant_begin_by_ms),
+       grant_ends_at_ms = VALUES(grant_ends_at_ms), grant_begun = FALSE`,
     [
-      given.map(([machine, { id, namespace, name, sequence, revision, template, beginWithinMs }]) => [
-        ...[id, namespace, name, machine, sequence, revision, template],
-        ...[grantedMs, grantedMs + beginWithinMs, grantedMs + beginWithinMs + takesMs],
+      given.map(([machine, { id, namespace, name, revision, template, beginWithinMs }]) => [
+        ...[namespace, name, machine, id, revision, template],
+        ...[grantedMs + beginWithinMs, grantedMs + beginWithinMs + takesMs],
       ]),
     ],
   )

@@ -8,6 +8,10 @@ import type { Database, Sql } from '../runtime/sql.ts'
 /** The server's clock, for statements. */
 export const nowMs = 'CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)'
 
+/** Takes what a machine was granted out of a row of machine_goal. */
+export const noGrant = `grant_id = NULL, grant_revision = NULL, grant_template = NULL, grant_begin_by_ms = NULL,
+  grant_ends_at_ms = NULL, grant_begun = FALSE`
+
 export interface Machine {
   name: string
   labels: Record<string, string>

@@ -37,10 +37,9 @@ export function registerMachinesRoute(server: Server, options: MachinesRouteOpti
       name: `${namespace}.${goal}`,
     })
     const rows = await database.query<Row>(
-      // Indexes: PRIMARY of machine_goal and machine, by_machine of activation_grant.
+      // Indexes: PRIMARY of machine_goal and machine.
       `SELECT mg.machine AS name, mg.state, mg.revision, mg.running, mg.reason, mg.message, mg.fetch_ms AS fetchMs,
-         m.last_seen_ms AS lastSeenMs, ${nowMs} AS nowMs, EXISTS (SELECT 1 FROM activation_grant g
-           WHERE g.namespace = mg.namespace AND g.name = mg.name AND g.machine = mg.machine) AS granted
+         m.last_seen_ms AS lastSeenMs, ${nowMs} AS nowMs, mg.grant_id IS NOT NULL AS granted
        FROM machine_goal mg JOIN machine m ON m.name = mg.machine
        WHERE mg.namespace = ? AND mg.name = ? AND mg.machine > ?
          ${state === undefined ? '' : 'AND mg.state = ?'}

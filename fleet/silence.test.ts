@@ -1,6 +1,8 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import type { GoalReport } from '../api/fleetApi.ts'
 import { until } from '../hack/parts/process.ts'
+import type { GoalPayload } from '../rollout/envelope.ts'
 import { systemClock } from '../runtime/clock.ts'
 import { createLogger } from '../runtime/log.ts'
 import type { Database } from '../runtime/sql.ts'
@@ -62,7 +64,8 @@ test('one that was granted and did not come back has failed only once its grant 
   await silence(database, ['m0'], 5000)
   assert.equal([(await counts())?.failed, (await counts())?.unreachable], [0, 0], 'it may be at it')
   await database.execute(
-    'UPDATE activation_grant SET begin_by_ms = begin_by_ms - 80000, ends_at_ms = ends_at_ms - 200000',
+    `UPDATE machine_goal SET grant_begin_by_ms = grant_begin_by_ms - 80000,
+       grant_ends_at_ms = grant_ends_at_ms - 200000`,
   )
   await silence(database, ['m0'], 90_000)
   assert.is((await counts())?.failed, 1)
@@ -74,7 +77,8 @@ test('a server that was away does not take anybody for lost', async () => {
   const waiting = report({ ...payload, sequence: 2 }, { running: old })
   assert.is((await machines[0]?.poll(replicas[0].url, [waiting]))?.grants.length, 1)
   await database.execute(
-    'UPDATE activation_grant SET begin_by_ms = begin_by_ms - 80000, ends_at_ms = ends_at_ms - 200000',
+    `UPDATE machine_goal SET grant_begin_by_ms = grant_begin_by_ms - 80000,
+       grant_ends_at_ms = grant_ends_at_ms - 200000`,
   )
   await silence(database, ['m0', 'm1', 'm2', 'm3'], 90_000)
   const after = await startRegion({ unreachableMs }, database)
@@ -93,6 +97,9 @@ test('a server that starts grants only what is right whatever those it has not h
   const [{ url }] = after.replicas
   const all = { ...payload, sequence: 2, maxUnavailable: 2, target: { machines: 0, percent: 100 } }
   await say(after.replicas, all)
+  // so that what it hears now is later than when it began, however long a look takes
+  const since = performance.now()
+  await until('it has listened for a while', () => performance.now() - since > 1000)
   const ask = async (n: number) => (await machines[n]?.poll(url, [report(all, { running: old })]))?.grants.length
   // before it began two may have been granted what its database does not know
   assert.equal([await ask(0), await ask(1), await ask(2)], [0, 0, 1])
@@ -123,6 +130,24 @@ test('while many fall silent at once nothing is granted, unless it goes back', a
   const back = { ...more, sequence: 4, revision: 2, rollback: true }
   await say(replicas, back)
   assert.is(await ask(back), 1)
+})
+
+test('who dies in the middle of an activation keeps others from going on, but not from going back', async () => {
+  const { database, replicas, payload, machines } = await crowd(8, 2)
+  const [{ url }] = replicas
+  const ask = async (of: GoalPayload, n: number, more: Partial<GoalReport> = {}) => {
+    await say(replicas, of)
+    return (await machines[n]?.poll(url, [report(of, { running: old, ...more })]))?.grants
+  }
+  const on = { ...payload, target: { machines: 0, percent: 100 }, failureThreshold: '50%', maxUnavailable: 1 }
+  const [grant] = (await ask({ ...on, sequence: 2 }, 7)) ?? []
+  assert.ok(grant)
+  await ask({ ...on, sequence: 3 }, 7, { state: 'Activating', grantId: grant.id })
+  await database.execute('UPDATE machine_goal SET grant_ends_at_ms = grant_ends_at_ms - 200000')
+  assert.equal(await ask({ ...on, sequence: 4 }, 3), [], 'it was heard of just now')
+  await silence(database, ['m7'], 5000)
+  assert.equal(await ask({ ...on, sequence: 5 }, 3), [])
+  assert.is((await ask({ ...on, sequence: 6, revision: 2, rollback: true }, 3))?.length, 1)
 })
 
 test('a machine that fails after every wave was complete holds up nobody', async () => {

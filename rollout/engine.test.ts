@@ -13,7 +13,7 @@ const waves: Wave[] = [
   { regions: ['*'], percent: 100, soak: '0s' },
 ]
 const rollout = { waves, failureThreshold: '2%', progressDeadline: '10s' } as const
-const start: Progress = { waveIndex: 0, open: true, soakedMs: 0, waitedMs: 0, reached: 0 }
+const start: Progress = { waveIndex: 0, open: true, soakedMs: undefined, waitedMs: 0, reached: 0 }
 const none: MachineCounts = { desired: 4, fetched: 4, updated: 0, healthy: 0, failed: 0, unreachable: 0 }
 const report = (region: string, counts: Partial<MachineCounts> = {}, fresh = true): RegionReport => ({
   region,
@@ -65,27 +65,32 @@ test('a share of few machines is at least one, and never more than there are', (
 test('the next wave begins when the wave is complete and has soaked', () => {
   const waiting = step(start, [report('eu'), report('us')])
   assert.is(waiting.verdict.is, 'Progressing')
-  const soaking = step(waiting.progress, [report('eu', { updated: 1, healthy: 1 }), report('us')])
-  assert.is(soaking.verdict.is, 'Soaking')
-  assert.is(soaking.progress.waveIndex, 0)
-  const done = step(soaking.progress, [report('eu', { updated: 1, healthy: 1 }), report('us')])
-  assert.is(done.progress.waveIndex, 1)
+  let { progress } = waiting
+  const soaked = [0, 1000, 1999].map((ms) => {
+    const soaking = step(progress, [wellIn('eu'), report('us')], ms - (progress.soakedMs ?? 0))
+    progress = soaking.progress
+    return [soaking.verdict.is, progress.waveIndex, progress.soakedMs]
+  })
+  assert.equal(
+    soaked,
+    [0, 1000, 1999].map((ms) => ['Soaking', 0, ms]),
+  )
+  assert.is(step(progress, [wellIn('eu'), report('us')], 1).progress.waveIndex, 1)
 })
 
-test('time in which the engine could not act is not soak', () => {
-  const { progress } = step(start, [report('eu', { updated: 1, healthy: 1 })], 0)
-  assert.is(progress.soakedMs, 0)
-  assert.is(progress.waveIndex, 0)
+test('time before the wave was seen complete is not soak', () => {
+  const { progress } = step(start, [wellIn('eu')], 60_000)
+  assert.equal([progress.waveIndex, progress.soakedMs], [0, 0])
 })
 
 test('a machine that gets unhealthy while it soaks begins the soak anew', () => {
-  const soaking = step(start, [report('eu', { updated: 1, healthy: 1 })])
+  const soaking = step(step(start, [wellIn('eu')]).progress, [wellIn('eu')])
   assert.is(soaking.progress.soakedMs, 1000)
-  assert.is(step(soaking.progress, [report('eu', { updated: 1, healthy: 0 })]).progress.soakedMs, 0)
+  assert.is(step(soaking.progress, [report('eu', { updated: 1, healthy: 0 })]).progress.soakedMs, undefined)
 })
 
 test('while a region is silent the clocks stand: nothing is complete, nothing is late, and what soaked is kept', () => {
-  const { progress } = step(start, [wellIn('eu')])
+  const { progress } = step(step(start, [wellIn('eu')]).progress, [wellIn('eu')])
   const silent = step(progress, [report('eu', { updated: 1, healthy: 1 }, false)], 3_600_000)
   assert.is(silent.verdict.is, 'RegionSilent')
   assert.equal(silent.progress, progress)
@@ -148,6 +153,26 @@ test('of many machines, as many may fail as the threshold says', () => {
   const many = (failed: number) => [report('eu', { desired: 1000, updated: 500, healthy: 480, failed })]
   assert.is.not(step(start, many(20)).verdict.is, 'Failed')
   assert.is(step(start, many(21)).verdict.is, 'Failed')
+})
+
+test('those that may fail, and did, hold up nobody', () => {
+  const all: Progress = { ...start, waveIndex: 1 }
+  const done = (healthy: number, failed: number) => report('eu', { desired: 1000, updated: 980, healthy, failed })
+  assert.is(step(all, [done(980, 20)]).verdict.is, 'Soaking')
+  assert.is(step(all, [done(979, 20)]).verdict.is, 'Progressing')
+})
+
+test('a wave of which nobody can be reached shows nothing and stands, until somebody runs it well', () => {
+  const dark = { healthy: 0, unreachable: 4 }
+  const first = step(start, [report('eu', dark), report('us')], 60_000)
+  assert.equal([first.verdict.is, first.progress.waveIndex, first.progress.soakedMs], ['MachinesSilent', 0, undefined])
+  const soaking = step(start, [wellIn('eu'), report('us')])
+  assert.is(soaking.verdict.is, 'Soaking')
+  const fellSilent = step(soaking.progress, [report('eu', { ...dark, updated: 1 }), report('us')], 60_000)
+  assert.equal([fellSilent.verdict.is, fellSilent.progress.waveIndex], ['MachinesSilent', 0])
+  const last = { ...start, waveIndex: 2 }
+  assert.is(step(last, [report('eu', { updated: 4, healthy: 4 }), report('us', dark)]).verdict.is, 'Complete')
+  assert.is(step(last, [report('eu', { desired: 0 }), report('us', { desired: 0 })]).verdict.is, 'Complete')
 })
 
 test('machines that can’t be reached don’t hold up a wave', () => {

@@ -8,8 +8,8 @@ export interface Progress {
   waveIndex: number
   /** Its machines may change; before, those of the waves before it may. */
   open: boolean
-  /** How long the current wave has soaked. */
-  soakedMs: number
+  /** How long the current wave has been seen complete; undefined while it is not. */
+  soakedMs: number | undefined
   /** How long nothing came forward, by the time in which it could. */
   waitedMs: number
   /** Machines fetched and healthy when last looked. */
@@ -87,23 +87,23 @@ export function advance(
   const wave = rollout.waves[before.waveIndex]
   // It worked. A machine that comes or falls ill later says nothing about that.
   if (!wave) return { progress: before, verdict: { is: 'Complete', message: 'every wave is complete' } }
+  const progress = enterWave(rollout, before, gates)
   const failure = failureOf(rollout, reports) ?? (gates.check?.is === 'Ill' ? gates.check.message : undefined)
-  if (failure !== undefined) return { progress: before, verdict: { is: 'Failed', message: failure } }
+  if (failure !== undefined) return { progress, verdict: { is: 'Failed', message: failure } }
 
   const name = `wave ${before.waveIndex + 1} of ${rollout.waves.length}`
   const stands = (is: StandsStill, why: string) => ({
-    progress: before,
+    progress,
     verdict: { is, message: `${name}: ${why}` } as const,
   })
   if (gates.stopped) return stands(gates.stopped.is, gates.stopped.message)
-  const progress = enterWave(rollout, before, gates)
   if (!progress.open) return stands('AwaitingApproval', 'waits for approval')
   const covered = reports.filter(({ region }) => covers(wave, region))
   const silent = covered.find(({ counts, fresh }) => !counts || !fresh)
-  if (silent) return { ...stands('RegionSilent', `region ${silent.region} has not reported yet`), progress }
+  if (silent) return stands('RegionSilent', `region ${silent.region} has not reported yet`)
 
   const struck = reports.find(({ manySilent }) => manySilent)
-  if (struck) return { ...stands('MachinesSilent', `many machines of ${struck.region} fell silent at once`), progress }
+  if (struck) return stands('MachinesSilent', `many machines of ${struck.region} fell silent at once`)
 
   const reached = sum(reports, ({ fetched, healthy }) => fetched + healthy)
   const waitedMs = reached > progress.reached ? 0 : progress.waitedMs + elapsedMs
@@ -114,12 +114,16 @@ export function advance(
     const message = `${name}: ${missing(lacking, rollout, progress)}${looked}`
     const late = waitedMs > durationMs(rollout.progressDeadline)
     // What soaked must stay healthy throughout.
-    return { progress: { ...next, soakedMs: 0 }, verdict: { is: late ? 'Late' : 'Progressing', message } }
+    return { progress: { ...next, soakedMs: undefined }, verdict: { is: late ? 'Late' : 'Progressing', message } }
   }
+  // Whom nobody hears is exempt, but somebody has to show that it works.
+  if (sum(covered, ({ desired }) => desired) > 0 && sum(reports, ({ healthy }) => healthy) === 0)
+    return stands('MachinesSilent', 'none of its machines can be reached')
   const soakMs = durationMs(wave.soak)
   if (!gates.promoted.has(progress.waveIndex)) {
-    if (gates.check) return { ...stands('CheckUnanswered', gates.check.message), progress }
-    const soakedMs = progress.soakedMs + elapsedMs
+    if (gates.check) return stands('CheckUnanswered', gates.check.message)
+    // Until now it was not known to be complete.
+    const soakedMs = progress.soakedMs === undefined ? 0 : progress.soakedMs + elapsedMs
     if (soakedMs < soakMs) {
       const left = Math.ceil((soakMs - soakedMs) / 1000)
       return {
@@ -129,7 +133,7 @@ export function advance(
     }
   }
   const waveIndex = progress.waveIndex + 1
-  const begun = enterWave(rollout, { waveIndex, open: false, soakedMs: 0, waitedMs: 0, reached }, gates)
+  const begun = enterWave(rollout, { waveIndex, open: false, soakedMs: undefined, waitedMs: 0, reached }, gates)
   if (waveIndex === rollout.waves.length)
     return { progress: begun, verdict: { is: 'Complete', message: 'every wave is complete' } }
   const following = `wave ${waveIndex + 1} of ${rollout.waves.length}`
@@ -166,8 +170,8 @@ function failureOf(
 function isComplete({ region, counts }: RegionReport, { waves }: Waves, { waveIndex }: Progress): boolean {
   if (!counts) return false
   const wanted = targetCount(targetOf(waves, waveIndex, region), counts.desired)
-  // A machine that can't be reached is exempt; it catches up when it is back.
-  return counts.healthy >= Math.min(wanted, counts.desired - counts.unreachable)
+  // A machine that can't be reached is exempt; it catches up when it is back. So are those that may fail, and did.
+  return counts.healthy >= Math.min(wanted, counts.desired - counts.unreachable - counts.failed)
 }
 
 function missing({ region, counts }: RegionReport, { waves }: Waves, { waveIndex }: Progress): string {

@@ -2,20 +2,9 @@ import { resolveCount } from '../api/meta.ts'
 import { allowedFailures } from './engine.ts'
 import type { GoalPayload } from './envelope.ts'
 import { targetCount } from './plan.ts'
+import type { Tally } from './tally.ts'
 
-/** A region's machines, by what they reported of a goal. */
-export interface RegionCounts {
-  desired: number
-  updated: number
-  failed: number
-  /** Machines that an open grant, whatever for, or a failed activation keeps from serving. */
-  unavailable: number
-  /** Machines that run the template, may begin to, or may have begun to and did not come back. */
-  updatedOrGranted: number
-  /** So many fell silent at once that nothing is known of the release. */
-  manySilent: boolean
-}
-
+type RegionCounts = Pick<Tally, 'desired' | 'updated' | 'failed' | 'unavailable' | 'updatedOrGranted' | 'manySilent'>
 type Rules = Pick<GoalPayload, 'halted' | 'target' | 'maxUnavailable' | 'failureThreshold'> & {
   /** The template is one gone back to, or every wave was complete: no failure holds up the others. */
   trusted: boolean

@@ -7,13 +7,10 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Artifact } from '../../api/artifact.ts'
 import { type ShoalError, Stalled, Waiting } from '../../api/errors.ts'
-import { GoalState } from '../../api/goalState.ts'
-import { durationMs } from '../../api/meta.ts'
+import { GoalState, type Wave } from '../../api/goalState.ts'
 import type { RegionalGoalState } from '../../api/regionalGoalState.ts'
-import { chooseTemplate } from '../../rollout/effective.ts'
-import { advance, enterWave, openWave, type Verdict } from '../../rollout/engine.ts'
-import { freezeProblem } from '../../rollout/freeze.ts'
-import { covers, regionsOf, rollbackWaves, targetOf, wavesOf } from '../../rollout/plan.ts'
+import { advance, enterWave, openWave, type Progress, type Verdict } from '../../rollout/engine.ts'
+import { covers, rollbackWaves, targetOf, wavesOf } from '../../rollout/plan.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import type { Cluster } from '../../runtime/cluster.ts'
 import { Controller, type ReconcileResult } from '../../runtime/controller.ts'
@@ -25,12 +22,12 @@ import type { RegionDirectory } from '../region/directory.ts'
 import { Checks } from './checks.ts'
 import { addFinalizer, letGo } from './finalizer.ts'
 import { gatesOf } from './gates.ts'
-import { conflictOf } from './place.ts'
 import type { RegionalGoals } from './regional.ts'
 import { ReplicaGate } from './replicaGate.ts'
-import type { Hold, Revisions } from './revisions.ts'
-import { endHistory, type GoalStatus, progressOf, reportsOf, startRollout, statusOf } from './status.ts'
-import { specOf, Templates } from './templates.ts'
+import type { Hashed, Hold, Revisions } from './revisions.ts'
+import { RolloutStart } from './start.ts'
+import { endHistory, type GoalStatus, progressOf, reportsOf, statusOf } from './status.ts'
+import { Templates } from './templates.ts'
 import { WaveTimes } from './waveTimes.ts'
 
 export interface GoalStateControllerOptions {
@@ -60,6 +57,15 @@ const fieldManager = 'shoal-goalstate'
 const longestStepMs = 10_000
 const idleMs = 30_000
 
+/** What regions are told of a wave, beside what the goal says itself. */
+interface WaveOrder {
+  revision: number
+  wanted: Hashed
+  waves: Wave[]
+  progress: Progress
+  halted: boolean
+}
+
 /** Reconciles GoalStates. Runs on the leader. */
 export class GoalStateController {
   readonly #options: GoalStateControllerOptions
@@ -69,6 +75,7 @@ export class GoalStateController {
   readonly #checks: Checks
   readonly #templates: Templates
   readonly #waveTimes: WaveTimes
+  readonly #start: RolloutStart
   /** When each goal's engine was last stepped, on this process' monotonic clock. */
   readonly #steppedAt = new Map<string, number>()
 
@@ -78,6 +85,11 @@ export class GoalStateController {
     this.#replicas = new ReplicaGate(options.checkReplica)
     this.#templates = new Templates(options)
     this.#waveTimes = new WaveTimes(options.metrics)
+    this.#start = new RolloutStart({
+      ...options,
+      ...{ clock: this.#clock, replicas: this.#replicas, templates: this.#templates },
+      write: (goal, status) => this.#write(goal, status),
+    })
     this.#checks = new Checks({ clock: this.#clock, everyMs: options.checkEveryMs })
     this.#controller = new Controller({ ...options, name: 'goalstate', reconcile: (key) => this.#reconcile(key) })
     options.goals.onChange((key, goal, previous) => {
@@ -125,7 +137,7 @@ export class GoalStateController {
     // As this reconcile acts on it: a hold put below is answered by going back in the next.
     const held = this.#held(goal)
     try {
-      status = await this.#makeEffective(goal, status)
+      status = await this.#start.makeEffective(goal, status)
     } catch (error) {
       // What is effective goes on meanwhile.
       if (!(error instanceof Waiting || error instanceof Stalled)) throw error
@@ -159,68 +171,6 @@ export class GoalStateController {
     return wanted && this.#options.revisions.holdOf(goal, wanted.hash)
   }
 
-  /** Decides what machines shall run, and begins a rollout when that is something new. */
-  async #makeEffective(goal: GoalState, status: GoalStatus): Promise<GoalStatus> {
-    const { revisions } = this.#options
-    const conflict = conflictOf(goal, this.#options.goals.list())
-    if (conflict) throw new Stalled('PlaceConflict', conflict)
-    const unreadable = goal.spec.rollout.freeze?.map(freezeProblem).find((problem) => problem !== undefined)
-    if (unreadable !== undefined) throw new Stalled('Invalid', unreadable)
-    const wanted = this.#templates.wanted(goal)
-    if (!wanted) throw this.#waiting(goal, 'ArtifactNotFound', `there is no Artifact ${goal.spec.artifactRef.name}`)
-    const choice = chooseTemplate({
-      ...{ wanted: wanted.hash, status, onFailure: goal.spec.rollout.onFailure },
-      holdOf: (template) => revisions.holdOf(goal, template),
-      templateOf: (revision) => revisions.hashOf(goal, revision),
-    })
-    if (!choice) return status
-    const { template: hash, rollback } = choice
-    const regions = rollback ? (status.regionsInRollout ?? []) : this.#regions(goal)
-    const waves = rollback ? rollbackWaves : wavesOf(goal.spec.rollout, regions)
-    if (!rollback) await this.#requireReplicas(goal, regions)
-    const template = rollback ? revisions.templateOf(goal, hash) : specOf(goal)
-    if (!template) throw new Stalled('ArtifactNotFound', `the last good template ${hash} is not kept any more`)
-    const revision = await revisions.add(goal, hash, template, this.#options.regionalGoals.reported(goal))
-    this.#options.log.info({ goal: goal.metadata.name, revision, rollback, waves: waves.length }, 'rollout begins')
-    const note = `${rollback ? 'going back to' : 'rolling out'} ${template.artifactRef.name} as revision ${revision}`
-    this.#options.events.record(goal, rollback ? 'Warning' : 'Normal', rollback ? 'RollingBack' : 'RollingOut', note)
-    const effective = { template: hash, revision, artifact: template.artifactRef.name }
-    const begun = startRollout(status, { effective, rollback, regions, nowMs: this.#clock.now() })
-    // Written before any region is told, so that a hub that dies here goes on with the same revision.
-    await this.#write(goal, statusOf(goal, { status: begun, nowMs: this.#clock.now() }))
-    return begun
-  }
-
-  #regions(goal: GoalState): string[] {
-    const { regions } = this.#options
-    const named = regionsOf(goal.spec.rollout, regions.activeRegions())
-    const unknown = named.find((name) => !regions.get(name))
-    if (unknown !== undefined) throw new Stalled('RegionUnknown', `a wave names region ${unknown}`)
-    const active = regions.activeRegions()
-    return named.filter((name) => active.includes(name))
-  }
-
-  /** Nothing is propagated until every region of the rollout has the artifact. */
-  async #requireReplicas(goal: GoalState, regions: string[]): Promise<void> {
-    const name = goal.spec.artifactRef.name
-    const lacking = this.#replicas.lacking(this.#templates.artifact(goal, name), regions)
-    if (lacking.length === 0) return
-    await this.#options.requestReplication(goal.metadata.namespace ?? '', name)
-    throw this.#waiting(goal, 'WaitingForArtifact', `${name} is not yet in ${lacking.join(', ')}`)
-  }
-
-  /** Waiting, and Stalled once it took progressDeadline. */
-  #waiting(goal: GoalState, code: 'ArtifactNotFound' | 'WaitingForArtifact', message: string): ShoalError {
-    const since = goal.status?.conditions?.find(
-      ({ type, reason }) => type === 'Reconciling' && reason === 'WaitingForArtifact',
-    )
-    const stalled = goal.status?.conditions?.find(({ type, reason }) => type === 'Stalled' && reason === code)
-    const current = goal.status?.observedGeneration === goal.metadata.generation
-    const waitedMs = since && current ? this.#clock.now() - Date.parse(since.lastTransitionTime) : 0
-    const late = waitedMs > durationMs(goal.spec.rollout.progressDeadline) || (stalled && current)
-    return late ? new Stalled(code, message) : new Waiting('WaitingForArtifact', message, { afterMs: 1000 })
-  }
-
   /** Tells the regions what the current wave wants, and takes the next step when their reports allow it. */
   async #step(goal: GoalState, before: GoalStatus): Promise<{ status: GoalStatus; verdict: Verdict | undefined }> {
     const key = `${goal.metadata.namespace}/${goal.metadata.name}`
@@ -238,31 +188,8 @@ export class GoalStateController {
     const progress = enterWave(rollout, standing, gates)
     const held = !before.rollback && this.#options.revisions.holdOf(goal, effective.template) !== undefined
     const halted = held || gates.stopped !== undefined
-    const previous = this.#templates.previous(goal, before)
-    const unseen: string[] = []
-    for (const region of regions) {
-      const mayRaise = await this.#mayRaise(goal, before, region)
-      const target = targetOf(waves, mayRaise ? openWave(progress) : -1, region)
-      const wave = waves[progress.waveIndex]
-      if (!mayRaise && wave && covers(wave, region)) unseen.push(region)
-      await regionalGoals.tell(goal, {
-        region,
-        namespace: goal.metadata.namespace ?? '',
-        name: goal.metadata.name,
-        uid: goal.metadata.uid ?? '',
-        place: goal.spec.place ?? `${goal.metadata.namespace}/${goal.metadata.name}`,
-        selector: goal.spec.machineSelector,
-        template: wanted.template,
-        templateHash: wanted.hash,
-        ...(previous && { previous }),
-        target,
-        halted,
-        rollback: before.rollback ?? false,
-        maxUnavailable: goal.spec.rollout.maxUnavailable,
-        failureThreshold: goal.spec.rollout.failureThreshold,
-        revision: effective.revision,
-      })
-    }
+    const { revision } = effective
+    const unseen = await this.#tellRegions(goal, before, { revision, wanted, waves, progress, halted })
     const now = this.#clock.monotonic()
     const sinceLast = now - (this.#steppedAt.get(key) ?? now)
     this.#steppedAt.set(key, now)
@@ -275,12 +202,36 @@ export class GoalStateController {
       waveIndex: step.progress.waveIndex,
       wave: `${Math.min(step.progress.waveIndex + 1, waves.length)}/${waves.length}`,
       waveOpen: step.progress.open,
-      soakedMs: Math.round(step.progress.soakedMs),
+      soakedMs: step.progress.soakedMs && Math.round(step.progress.soakedMs),
       waitedMs: Math.round(step.progress.waitedMs),
     }
     if (step.verdict.is === 'Complete' && !held) return { status: this.#complete(goal, status), verdict: step.verdict }
     if (step.verdict.is === 'Failed') await this.#fail(goal, status, step.verdict.message)
     return { status, verdict: step.verdict }
+  }
+
+  /** @returns the regions of the current wave that have not looked at their copy yet, or lack it. */
+  async #tellRegions(goal: GoalState, status: GoalStatus, order: WaveOrder): Promise<string[]> {
+    const { namespace = '', name, uid = '' } = goal.metadata
+    const { maxUnavailable, failureThreshold } = goal.spec.rollout
+    const { revision, wanted, waves, progress, halted } = order
+    const previous = this.#templates.previous(goal, status)
+    const wave = waves[progress.waveIndex]
+    const unseen: string[] = []
+    for (const region of status.regionsInRollout ?? []) {
+      const mayRaise = await this.#mayRaise(goal, status, region)
+      if (!mayRaise && wave && covers(wave, region)) unseen.push(region)
+      await this.#options.regionalGoals.tell(goal, {
+        ...{ region, namespace, name, uid, place: goal.spec.place ?? `${namespace}/${name}` },
+        selector: goal.spec.machineSelector,
+        template: wanted.template,
+        templateHash: wanted.hash,
+        ...(previous && { previous }),
+        target: targetOf(waves, mayRaise ? openWave(progress) : -1, region),
+        ...{ halted, rollback: status.rollback ?? false, maxUnavailable, failureThreshold, revision },
+      })
+    }
+    return unseen
   }
 
   /**

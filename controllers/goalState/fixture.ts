@@ -18,6 +18,7 @@ import { createLogger } from '../../runtime/log.ts'
 import { Metrics } from '../../runtime/metrics.ts'
 import { Reflector } from '../../runtime/reflector.ts'
 import { RegionDirectory } from '../region/directory.ts'
+import { KnownRegions } from '../region/knownRegions.ts'
 import { GoalStateController } from './controller.ts'
 import { IndexWriter } from './indexWriter.ts'
 import { RegionalGoals } from './regional.ts'
@@ -31,12 +32,16 @@ export const cluster = parts.use(Cluster.load({ kubeconfig: api.kubeconfigFile }
 export const signingKey = loadSigningKey(generateSigningKey().privateKeyPem)
 const log = createLogger('test', process.env.SHOAL_TEST_LOG ?? 'silent')
 export const regions = ['eu', 'us']
-for (const name of regions) {
+await api.createNamespace('shoal-system')
+export async function addRegion(name: string, more: { cordoned?: boolean } = {}): Promise<void> {
   const { metadata, spec, ...rest } = Region.make(
     { name },
-    { store: { endpoint: 'http://127.0.0.1:1', bucket: 'shoal' } },
+    { store: { endpoint: 'http://127.0.0.1:1', bucket: 'shoal' }, ...more },
   )
   await cluster.create(Region, { ...rest, metadata, spec })
+}
+for (const name of regions) {
+  await addRegion(name)
   await api.createNamespace(regionNamespace(name))
 }
 
@@ -98,7 +103,10 @@ async function startHub(): Promise<() => Promise<void>> {
     metrics,
     renewMs: 200,
   })
-  running.push(controller.run(stop.signal), index.run(stop.signal))
+  const namespace = 'shoal-system'
+  const knownRegions = new KnownRegions({ cluster, namespace, regions: () => directory.names(), log, metrics })
+  known.onChange(() => knownRegions.notify())
+  running.push(controller.run(stop.signal), index.run(stop.signal), knownRegions.run(stop.signal))
   const end = async () => {
     stop.abort()
     await Promise.all(running)

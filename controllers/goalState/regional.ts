@@ -1,7 +1,7 @@
 import type { GoalState } from '../../api/goalState.ts'
 import { regionNamespace } from '../../api/regionApi.ts'
 import { RegionalGoalState } from '../../api/regionalGoalState.ts'
-import { type GoalPayload, openGoal, signGoal } from '../../rollout/envelope.ts'
+import { type GoalPayload, nextSequence, openGoal, signGoal } from '../../rollout/envelope.ts'
 import { showTarget } from '../../rollout/plan.ts'
 import { type Clock, systemClock } from '../../runtime/clock.ts'
 import type { Cluster } from '../../runtime/cluster.ts'
@@ -51,7 +51,7 @@ export class RegionalGoals {
     // A region that has heard more than is written here was told so before this API server was restored from a backup.
     if (before && equal(order, before) && observed <= before.sequence) return
     const nowMs = this.#clock.now()
-    const sequence = Math.max((before?.sequence ?? known?.spec.sequence ?? 0) + 1, observed + 1, nowMs)
+    const sequence = nextSequence([before?.sequence ?? known?.spec.sequence ?? 0, observed], nowMs, Math.random)
     const payload: GoalPayload = { ...order, sequence, issuedAt: nowMs }
     const regional = RegionalGoalState.make(
       {

@@ -35,7 +35,7 @@ export function progressOf(status: GoalStatus, waves: number): Progress {
   return {
     waveIndex: Math.min(status.waveIndex ?? 0, waves),
     open: status.waveOpen ?? false,
-    soakedMs: status.soakedMs ?? 0,
+    soakedMs: status.soakedMs,
     waitedMs: status.waitedMs ?? 0,
     reached: (status.fetched ?? 0) + (status.healthy ?? 0),
   }
@@ -72,7 +72,7 @@ export function startRollout(
     waveSince: now,
     standsSince: undefined,
     stoodMs: 0,
-    soakedMs: 0,
+    soakedMs: undefined,
     waitedMs: 0,
     regionsInRollout: regions,
     ...Object.fromEntries(countNames.map((name) => [name, 0])),

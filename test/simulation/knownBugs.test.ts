@@ -35,7 +35,11 @@ const dead = (regions: Region[], count: number) => {
 }
 
 /** Until b runs on all that live; the simulated minute. */
-function untilMoved(of: RolloutWorld, alive: number): number {
+const untilMoved = (of: RolloutWorld, alive: number): number =>
+  untilSeen(of, (hub, regions) => running(regions, 'b') === alive && hub.status.lastGood?.template === 'b')
+
+/** The simulated minute in which it is first so. */
+function untilSeen(of: RolloutWorld, isSo: (hub: Hub, regions: Region[]) => boolean): number {
   let movedMs = 0
   const enough = new Error('enough')
   try {
@@ -43,7 +47,7 @@ function untilMoved(of: RolloutWorld, alive: number): number {
       ...of,
       onTick: (nowMs, hub, regions) => {
         of.onTick?.(nowMs, hub, regions)
-        if (running(regions, 'b') === alive && hub.status.lastGood?.template === 'b') {
+        if (isSo(hub, regions)) {
           movedMs = nowMs
           throw enough
         }
@@ -92,6 +96,46 @@ test('what never becomes healthy is gone back from by itself (StatefulSet waits 
   assert.equal([hub.status.rollback, hub.holds.has('b')], [true, true])
 })
 
+test('a release that kills machines for good is gone back from by the others (the dead eat no budget of a rollback)', () => {
+  let killed = 0
+  const moved = untilSeen(
+    world({
+      maxUnavailable: 1,
+      onTick: (_nowMs, _hub, regions) => {
+        for (const { machines } of regions) {
+          if (machines.filter((machine) => machine.running === 'b').length < 3) continue
+          const struck = machines.find(({ activating, row }) => activating && row.report?.state === 'Activating')
+          if (struck?.activating?.template !== 'b') continue
+          struck.activating.lostPower = true
+          struck.downUntilMs = Number.POSITIVE_INFINITY
+          killed++
+        }
+      },
+    }),
+    (hub, regions) => hub.status.rollback === true && running(regions, 'b') === 0,
+  )
+  assert.ok(killed > 0)
+  assert.ok(moved < 20, `${moved} minutes`)
+})
+
+test('machines that die after they were updated hold up no wave, as long as so many may fail', () => {
+  let struck: Region['machines'][number] | undefined
+  const moved = untilMoved(
+    world({
+      machines: 200,
+      waves: [{ regions: ['r0'], percent: 50 }, ...everywhere],
+      onTick: (_nowMs, _hub, [first]) => {
+        const updated = first?.machines.filter((machine) => machine.running === 'b') ?? []
+        if (updated.length < 60 || struck) return
+        struck = updated[0]
+        if (struck) struck.downUntilMs = Number.POSITIVE_INFINITY
+      },
+    }),
+    400,
+  )
+  assert.ok(moved < 12, `${moved} minutes`)
+})
+
 test('no more are down than may be, however often it is decided anew (nomad #27284)', () => {
   // a hub that conflicts and dies all the time; the simulation watches the budget
   const { hub, regions } = simulateRollout(world({ maxUnavailable: 1, seed: 7, faultsMs: 20 * minute }))
@@ -120,7 +164,7 @@ test('regions of an earlier version, which report less, complete waves too (noma
   )
   const status = { observedRevision: 1, observedSequence: 1, desired: 4, fetched: 4, updated: 4, healthy: 4 }
   const reports = reportsOf(1, ['eu'], [RegionalGoalState.parse({ ...RegionalGoalState.make(metadata, spec), status })])
-  const progress = { waveIndex: 0, open: true, soakedMs: 0, waitedMs: 0, reached: 0 }
+  const progress = { waveIndex: 0, open: true, soakedMs: undefined, waitedMs: 0, reached: 0 }
   assert.is(advance(rolloutOf({ waves: everywhere }), progress, { reports, elapsedMs: 1000 }).verdict.is, 'Complete')
 })
 

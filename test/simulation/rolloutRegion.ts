@@ -3,7 +3,8 @@ import { type IntOrPercent, resolveCount } from '../../api/meta.ts'
 import type { Target } from '../../rollout/envelope.ts'
 import { mayActivate } from '../../rollout/grant.ts'
 import { targetCount } from '../../rollout/plan.ts'
-import { judgeSilence, latelyMs } from '../../rollout/silence.ts'
+import { latelyMs } from '../../rollout/silence.ts'
+import { type Known, type Tally, tally } from '../../rollout/tally.ts'
 import type { Hub } from './rolloutSimulation.ts'
 
 const pollMs = 10_000
@@ -41,10 +42,12 @@ interface Grant {
   template: string
   revision: number
   sequence: number
+  /** As it was when it was given; a hub put back to before that may have lowered it since. */
+  target: Target
+  givenMs: number
   beginByMs: number
   endsAtMs: number
   begun: boolean
-  done: boolean
 }
 
 type State = 'Fetching' | 'Fetched' | 'Activating' | 'Healthy' | 'RolledBack'
@@ -66,16 +69,20 @@ interface Machine {
   failed: { revision: number; template: string } | undefined
   /** The last it activated. */
   sequence: number
-  activating: { template: string; revision: number; grantId: number; untilMs: number; lostPower: boolean } | undefined
+  activating:
+    | { template: string; revision: number; grantId: number; givenMs: number; untilMs: number; lostPower: boolean }
+    | undefined
   /** A grant that came and was not begun yet; `receivedMs` by its own clock. */
   waiting: { grant: Grant; receivedMs: number; beginAtMs: number } | undefined
   lastGrant: number | undefined
   downUntilMs: number
   pollAtMs: number
   row: { report: Report | undefined; seenMs: number }
-  grants: Grant[]
-  /** What its grants were is not known any more, and it was not heard since. */
-  forgotten: boolean
+  grant: Grant | undefined
+  /** What it was granted is not known any more, until it is heard; who was granted before that may begin still. */
+  forgottenUntilMs: number
+  /** When it was heard again after it had been silent. */
+  backAtMs: number
 }
 
 /** A region's fleet server and its machines; its rows outlive it. The decisions are rollout/'s own. */
@@ -97,10 +104,11 @@ export class Region {
   readonly #backups: {
     order: Order | undefined
     halted: number
-    rows: Pick<Machine, 'row' | 'grants'>[]
+    rows: Pick<Machine, 'row' | 'grant'>[]
   }[] = []
   readonly #late: { atMs: number; status: RegionStatus }[] = []
   readonly #bad: ReadonlySet<string>
+  readonly #deadly: ReadonlySet<string>
   readonly #fetchMs: number
   readonly #checks: boolean
   readonly #activateMs: number
@@ -112,6 +120,8 @@ export class Region {
     name: string
     machines: number
     bad: ReadonlySet<string>
+    /** Templates that some machines don't survive. */
+    deadly: ReadonlySet<string>
     next: () => number
     chance: (share: number) => boolean
     /** What fetching and activating takes, half as long to half as long again. */
@@ -123,12 +133,18 @@ export class Region {
     this.#checks = o.machines <= 100
     this.#activateMs = o.activateMs
     this.#bad = o.bad
+    this.#deadly = o.deadly
     this.#next = o.next
     this.#chance = o.chance
     this.machines = Array.from({ length: o.machines }, () => ({
       ...{ running: undefined, goal: undefined, has: new Map(), failed: undefined, sequence: 0, activating: undefined },
       ...{ waiting: undefined, lastGrant: undefined, downUntilMs: 0, pollAtMs: o.next() * pollMs },
-      ...{ row: { report: undefined, seenMs: Number.NEGATIVE_INFINITY }, grants: [], forgotten: false },
+      ...{
+        row: { report: undefined, seenMs: Number.NEGATIVE_INFINITY },
+        grant: undefined,
+        forgottenUntilMs: 0,
+        backAtMs: 0,
+      },
     }))
   }
 
@@ -169,9 +185,9 @@ export class Region {
     if (!before || order.revision > before.revision) return
     if (order.revision === before.revision && order.template === before.template) return
     this.#haltedRevision = 0
-    for (const { row, grants } of this.machines) {
+    for (const { row, grant } of this.machines) {
       if (row.report) row.report.revision = 0
-      for (const grant of grants) grant.revision -= 1_000_000
+      if (grant) grant.revision -= 1_000_000
     }
   }
 
@@ -180,7 +196,7 @@ export class Region {
       structuredClone({
         order: this.#order,
         halted: this.#haltedRevision,
-        rows: this.machines.map(({ row, grants }) => ({ row, grants })),
+        rows: this.machines.map(({ row, grant }) => ({ row, grant })),
       }),
     )
     if (this.#backups.length > 5) this.#backups.shift()
@@ -193,8 +209,8 @@ export class Region {
     const { order, halted, rows } = structuredClone(backup)
     this.#order = order
     this.#haltedRevision = halted
-    for (const [at, { row, grants }] of rows.entries())
-      Object.assign(this.machines[at] ?? {}, { row, grants, forgotten: true })
+    for (const [at, { row, grant }] of rows.entries())
+      Object.assign(this.machines[at] ?? {}, { row, grant, forgottenUntilMs: Number.POSITIVE_INFINITY })
     this.#downUntilMs = Math.max(this.#downUntilMs, nowMs + 100_000 + this.#next() * 60_000)
     this.#freshAtMs = Number.NEGATIVE_INFINITY
   }
@@ -239,6 +255,11 @@ export class Region {
     }
     const { activating, waiting } = machine
     if (activating && nowMs >= activating.untilMs) {
+      if (this.#deadly.has(activating.template) && this.#next() < 0.3) {
+        machine.downUntilMs = Number.POSITIVE_INFINITY
+        activating.lostPower = true
+        return
+      }
       if (this.#bad.has(activating.template))
         machine.failed = { revision: activating.revision, template: activating.template }
       else machine.running = activating.template
@@ -283,23 +304,25 @@ export class Region {
     machine.activating = {
       template: goal.template,
       revision: goal.revision,
-      grantId: grant.id,
+      ...{ grantId: grant.id, givenMs: grant.givenMs },
       untilMs,
       lostPower: false,
     }
-    if (this.#checks) this.#checkTarget(goal, nowMs)
+    if (this.#checks) this.#checkTarget(goal, grant, nowMs)
   }
 
   #poll(machine: Machine, nowMs: number): { order: Order; grant: Grant | undefined } | undefined {
     const order = this.#order
+    if (nowMs - machine.row.seenMs >= unreachableMs) machine.backAtMs = nowMs
     machine.row = { report: this.#reportOf(machine, nowMs), seenMs: nowMs }
-    machine.forgotten = false
+    machine.forgottenUntilMs = Math.min(machine.forgottenUntilMs, nowMs + beginWithinMs)
     const { report } = machine.row
-    for (const grant of machine.grants) {
-      if (report && report.state !== 'Activating' && grant.revision < report.revision) grant.done = true
-      if (grant.id !== report?.grantId) continue
-      grant.begun = true
-      if (report.state === 'Healthy' || report.state === 'RolledBack') grant.done = true
+    const { grant } = machine
+    if (grant && report) {
+      const own = grant.id === report.grantId
+      if (own) grant.begun = true
+      const ended = own && (report.state === 'Healthy' || report.state === 'RolledBack')
+      if (ended || (report.state !== 'Activating' && grant.revision < report.revision)) machine.grant = undefined
     }
     if (!order) return undefined
     return { order, grant: this.#grant(machine, order, nowMs) }
@@ -327,11 +350,11 @@ export class Region {
     if (!fresh || !report || order.halted) return undefined
     if (report.state !== 'Fetched' || report.template !== order.template || report.running === order.template)
       return undefined
-    const before = machine.grants.find((grant) => grant.revision === order.revision)
+    const before = machine.grant?.revision === order.revision ? machine.grant : undefined
     const withinMs = Math.min(beginWithinMs, indexLifetimeMs - (nowMs - this.#freshAtMs))
     if (before && isOpen(before, nowMs))
       return before.beginByMs > nowMs ? { ...before, sequence: order.sequence } : undefined
-    machine.grants = machine.grants.filter((grant) => grant !== before)
+    if (before) machine.grant = undefined
     const counts = this.#count(nowMs)
     const answer = mayActivate({ ...order, trusted }, counts, { serves: report.running !== undefined })
     if (answer === 'Halts') this.#haltedRevision = order.revision
@@ -344,12 +367,12 @@ export class Region {
         template: order.template,
         revision: order.revision,
         sequence: order.sequence,
+        ...{ target: order.target, givenMs: nowMs },
         begun: false,
-        done: false,
       },
       ...{ beginByMs: nowMs + withinMs, endsAtMs: nowMs + withinMs + 2 * this.#activateMs + reportSlackMs },
     }
-    machine.grants.push(grant)
+    machine.grant = grant
     return grant
   }
 
@@ -364,91 +387,77 @@ export class Region {
   }
 
   /** As fleet/counts. */
-  countNow(nowMs: number) {
+  countNow(nowMs: number): Tally {
     const order = this.#order
     const trusted = order !== undefined && this.#trusts(order)
-    const silentMs = nowMs - this.#upSinceMs > unreachableMs ? unreachableMs : Number.POSITIVE_INFINITY
-    const counts = { desired: 0, fetched: 0, updated: 0, healthy: 0, failed: 0, unreachable: 0 }
-    const all = { ...counts, unavailable: 0, updatedOrGranted: 0 }
-    const heard = { changed: { machines: 0, silent: 0 }, unchanged: { machines: 0, silent: 0 }, lately: 0 }
-    for (const { row, grants } of this.machines) {
+    return tally(order ? this.#known(order, nowMs) : [], { trusted })
+  }
+
+  *#known(order: Order, nowMs: number): Generator<Known> {
+    const isYoung = nowMs - this.#upSinceMs <= unreachableMs
+    for (const { row, grant } of this.machines) {
       const { report, seenMs } = row
-      if (!order || seenMs === Number.NEGATIVE_INFINITY) continue
-      all.desired++
-      const runs = report?.running === order.template
-      const own = grants.find((grant) => grant.revision === order.revision && !grant.done)
-      const ownOpen = own !== undefined && isOpen(own, nowMs)
-      const silent = nowMs - seenMs >= silentMs
-      const saysFailed = report?.state === 'RolledBack' && report.revision === order.revision
-      const changed = runs && report?.revision === order.revision
-      const isUnresolved = (grant: Grant) =>
-        !grant.done && !isOpen(grant, nowMs) && (grant.begun || seenMs < grant.beginByMs)
-      const unresolved = grants.some(isUnresolved)
-      const lost = silent && own !== undefined && isUnresolved(own) && !changed && !saysFailed
-      if (runs || (report?.template === order.template && report.state !== 'Fetching')) all.fetched++
-      if (runs) all.updated++
-      if (runs && report?.state === 'Healthy' && report.template === order.template && !silent) all.healthy++
-      const side = runs || lost ? heard.changed : heard.unchanged
-      side.machines++
-      if (saysFailed) all.failed++
-      else if (lost || (silent && changed)) heard.changed.silent++
-      else if (silent && !ownOpen) heard.unchanged.silent++
-      if (silent && nowMs - seenMs < silentMs + latelyMs) heard.lately++
-      if (grants.some((grant) => isOpen(grant, nowMs)) || report?.state === 'Activating') all.unavailable++
-      else if (unresolved && !trusted) all.unavailable++
-      // not heard since the server is up: it may do anything
-      const unheard = silentMs > unreachableMs && seenMs < this.#upSinceMs
-      if (unheard) all.unavailable++
-      // allowed by an earlier revision of the same template, too
-      const mayRun = grants.some(
-        (grant) => grant.template === order.template && (isOpen(grant, nowMs) || isUnresolved(grant)),
-      )
-      if (unheard || runs || mayRun) all.updatedOrGranted++
-    }
-    const judged = judgeSilence(heard)
-    const failed = trusted ? 0 : judged.failed
-    return {
-      ...all,
-      failed: all.failed + failed,
-      unreachable: heard.unchanged.silent + heard.changed.silent - failed,
-      manySilent: judged.many && !trusted,
+      if (seenMs === Number.NEGATIVE_INFINITY) continue
+      const quietMs = nowMs - seenMs
+      const silent = quietMs < unreachableMs + latelyMs ? 'LatelySilent' : 'Silent'
+      const isQuiet = isYoung ? seenMs < this.#upSinceMs : quietMs >= unreachableMs
+      const over = grant && (grant.begun || seenMs < grant.beginByMs) ? 'Unresolved' : 'None'
+      yield {
+        ...{ machines: 1, state: report?.state ?? 'Waiting', runs: report?.running === order.template },
+        ...{ ofTemplate: report?.template === order.template, ofRevision: report?.revision === order.revision },
+        granted: grant && isOpen(grant, nowMs) ? 'Open' : over,
+        grantOfTemplate: grant?.template === order.template,
+        grantOfRevision: grant?.revision === order.revision,
+        heard: isQuiet ? (isYoung ? 'NotYet' : silent) : 'Heard',
+      }
     }
   }
 
-  /** Who was granted something that no backup knows, and was out of reach for a minute, can't be reckoned with. */
-  #isReckoned({ forgotten, row }: Machine, nowMs: number): boolean {
+  /**
+   * Who was granted something that no backup knows, and was out of reach for a minute, can't be reckoned with by a server
+   * that gives a grant then.
+   */
+  #isReckoned({ forgottenUntilMs, row }: Machine, nowMs: number, givenMs: number): boolean {
     const onRoster = row.seenMs > Number.NEGATIVE_INFINITY
-    return !forgotten || (onRoster && nowMs - this.#upSinceMs <= unreachableMs)
+    const isYoung = givenMs >= this.#upSinceMs && givenMs - this.#upSinceMs <= unreachableMs
+    return forgottenUntilMs <= nowMs || (onRoster && isYoung)
   }
 
-  #checkTarget(goal: Order, nowMs: number): void {
+  #checkTarget(goal: Order, grant: Grant, nowMs: number): void {
     const desired = this.machines.length
     const moved = this.machines.filter(
       (machine) =>
+        // others take the place of those that are silent
+        grant.givenMs - machine.row.seenMs < unreachableMs &&
+        machine.backAtMs < grant.givenMs &&
         (machine.running === goal.template || machine.activating?.template === goal.template) &&
-        this.#isReckoned(machine, nowMs),
+        this.#isReckoned(machine, nowMs, grant.givenMs),
     ).length
-    if (moved > targetCount(goal.target, desired))
-      throw new Error(`${this.name}: ${moved} machines moved, the target is ${JSON.stringify(goal.target)}`)
+    const most = Math.max(targetCount(goal.target, desired), targetCount(grant.target, desired))
+    if (moved > most) throw new Error(`${this.name}: ${moved} machines moved, the target is ${most}`)
   }
 
   /** What must hold at any time. */
   check(nowMs: number, hub: Hub): void {
     // who loses its power is down, but not by what we do
+    const givenMs = Math.max(...this.machines.map(({ activating }) => activating?.givenMs ?? 0))
     const down = this.machines.filter(
       (machine) =>
         machine.activating &&
         !machine.activating.lostPower &&
         machine.running !== undefined &&
-        this.#isReckoned(machine, nowMs),
+        this.#isReckoned(machine, nowMs, givenMs),
     ).length
     const budget = Math.max(1, resolveCount(hub.rollout.maxUnavailable, this.machines.length))
     if (down > budget) throw new Error(`${this.name}: ${down} machines are down at once, ${budget} may`)
   }
 
-  /** Every machine, as far as it is up. */
+  /** Every machine that lives. */
   runs(template: string): boolean {
-    return this.machines.every(({ running, activating }) => running === template && !activating)
+    return this.machines.every(
+      ({ running, activating, downUntilMs }) =>
+        downUntilMs === Number.POSITIVE_INFINITY || (running === template && !activating),
+    )
   }
 
   show(): string {
@@ -460,4 +469,4 @@ export class Region {
 }
 
 const isOpen = (grant: Grant, nowMs: number): boolean =>
-  !grant.done && (grant.begun ? grant.endsAtMs : grant.beginByMs + reportSlackMs) > nowMs
+  (grant.begun ? grant.endsAtMs : grant.beginByMs + reportSlackMs) > nowMs

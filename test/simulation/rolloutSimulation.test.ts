@@ -31,6 +31,9 @@ function worldOf(seed: number): RolloutWorld {
     ],
   ])
   const bad = new Set(['b', 'c', 'd'].filter(() => next() < 0.4))
+  const machines = pick([1, 3, 12])
+  // Where a region has few, nobody might be left to show that anything works.
+  const deadly = new Set(['b', 'c', 'd'].filter(() => next() < 0.2 && machines === 12))
   const minutes = (from: number, to: number) => Math.round((from + next() * (to - from)) * 60_000)
   const wishes = [
     { atMs: minutes(8, 12), do: wants('b') },
@@ -51,7 +54,7 @@ function worldOf(seed: number): RolloutWorld {
     },
   ] satisfies RolloutWorld['wishes']
   return {
-    ...{ seed, regions: 3, machines: pick([1, 3, 12]), bad, wishes, faultsMs: minutes(30, 40) },
+    ...{ seed, regions: 3, machines, bad, deadly, wishes, faultsMs: minutes(30, 40) },
     rollout: rolloutOf({ waves, maxUnavailable: pick<number | string>([1, '33%', '100%']) }),
   }
 }

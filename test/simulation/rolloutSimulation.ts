@@ -2,6 +2,7 @@ import { GoalState, type Wave } from '../../api/goalState.ts'
 import { endHistory, type GoalStatus, progressOf, startRollout } from '../../controllers/goalState/status.ts'
 import { type Choice, chooseTemplate, engineName } from '../../rollout/effective.ts'
 import { advance, enterWave, type Gates, openWave } from '../../rollout/engine.ts'
+import { nextSequence } from '../../rollout/envelope.ts'
 import { rollbackWaves, targetOf } from '../../rollout/plan.ts'
 import { type Order, Region, type RegionStatus } from './rolloutRegion.ts'
 import { random } from './xorshift.ts'
@@ -9,7 +10,7 @@ import { random } from './xorshift.ts'
 const tickMs = 1000
 const stepGapMs = 10_000
 const indexEveryMs = 20_000
-/** The least time in which all of it comes right once nothing is wrong any more. */
+/** Within so long all of it comes right once nothing is wrong any more. */
 const settleMs = 1_800_000
 
 type Rollout = GoalState['spec']['rollout'] & { waves: Wave[] }
@@ -21,6 +22,8 @@ export interface RolloutWorld {
   rollout: Rollout
   /** Templates that don't become healthy. */
   bad: ReadonlySet<string>
+  /** Templates that some machines don't survive. */
+  deadly?: ReadonlySet<string>
   /** What people say, and when, ms. */
   wishes: { atMs: number; do: (hub: Hub) => void }[]
   /** Until then things crash, freeze, are cut off, lost and repeated. */
@@ -66,9 +69,16 @@ export class Hub {
   #steppedMs: number | undefined
   #stopped: { revision: number; atMs: number } | undefined
   readonly #fails: () => 'Dies' | 'Conflicts' | undefined
+  readonly #next: () => number
 
-  constructor(o: { names: string[]; rollout: Rollout; fails: () => 'Dies' | 'Conflicts' | undefined }) {
+  constructor(o: {
+    names: string[]
+    rollout: Rollout
+    fails: () => 'Dies' | 'Conflicts' | undefined
+    next: () => number
+  }) {
     this.names = o.names
+    this.#next = o.next
     this.rollout = o.rollout
     this.#fails = o.fails
   }
@@ -103,13 +113,13 @@ export class Hub {
 
   /** A hub that was frozen goes on for a moment, and says once more what it said before another took over. */
   haunt(nowMs: number, order: Order, region: string): void {
-    const sequence = Math.max((this.told.get(region)?.sequence ?? 0) + 1, nowMs + this.#skewMs)
+    const sequence = nextSequence([this.told.get(region)?.sequence ?? 0], nowMs + this.#skewMs, this.#next)
     this.told.set(region, { ...order, sequence })
     // told to stop anew, as soon as it is seen
     this.#stopped = undefined
   }
 
-  step(nowMs: number, next: () => number): void {
+  step(nowMs: number): void {
     if (nowMs < this.#downUntilMs) return
     try {
       this.#writeIndex(nowMs)
@@ -118,9 +128,9 @@ export class Hub {
       if (error instanceof Conflicted) return
       if (!(error instanceof Died)) throw error
       this.#steppedMs = undefined
-      this.#downUntilMs = nowMs + 2000 + next() * 60_000
+      this.#downUntilMs = nowMs + 2000 + this.#next() * 60_000
       // who takes over has a clock of its own
-      this.#skewMs = (next() - 0.5) * 600_000
+      this.#skewMs = (this.#next() - 0.5) * 600_000
     }
   }
 
@@ -178,13 +188,16 @@ export class Hub {
     const standing = progressOf(this.status, waves.length)
     const progress = enterWave(rollout, standing, gates)
     const held = !rollback && this.holds.has(effective.template)
+    const halted = held || gates.stopped !== undefined
+    // Before the first region is told to go on: the hub may die before the others are.
+    if (!halted) this.#stopped = undefined
     const good = [this.status.lastGood, this.status.goodBefore].find(
       (each) => each && each.template !== effective.template,
     )
     for (const region of this.names) {
       const order = {
         ...{ template: effective.template, revision: effective.revision, previous: good?.template },
-        ...{ target: targetOf(waves, openWave(progress), region), rollback, halted: held || Boolean(gates.stopped) },
+        ...{ target: targetOf(waves, openWave(progress), region), rollback, halted },
         ...{ maxUnavailable: this.rollout.maxUnavailable, failureThreshold: this.rollout.failureThreshold },
       }
       const before = this.told.get(region)
@@ -192,13 +205,11 @@ export class Hub {
       const observed = Math.max(report?.sequence ?? 0, report?.highest ?? 0)
       const same = before && JSON.stringify({ ...order, sequence: before.sequence }) === JSON.stringify(before)
       if (same && observed <= before.sequence) continue
-      const sequence = Math.max((before?.sequence ?? 0) + 1, observed + 1, nowMs + this.#skewMs)
+      const sequence = nextSequence([before?.sequence ?? 0, observed], nowMs + this.#skewMs, this.#next)
       this.told.set(region, { ...order, sequence })
       this.#mayDie()
     }
-    const stopped = held || gates.stopped !== undefined
-    if (!stopped) this.#stopped = undefined
-    else if (this.#stopped?.revision !== effective.revision)
+    if (halted && this.#stopped?.revision !== effective.revision)
       this.#stopped = { revision: effective.revision, atMs: nowMs }
     const reports = this.names.map((region) => {
       const report = this.reported.get(region)
@@ -265,9 +276,9 @@ export function simulateRollout(world: RolloutWorld): RolloutResult {
   const chance = (share: number) => faulty.on && next() < share
   const names = Array.from({ length: world.regions }, (_, index) => `r${index}`)
   const fails = () => (chance(0.01) ? 'Dies' : chance(0.02) ? 'Conflicts' : undefined)
-  const hub = new Hub({ names, rollout: world.rollout, fails })
-  const { machines, bad, fetchMs = 20_000, activateMs = 15_000 } = world
-  const regions = names.map((name) => new Region({ name, machines, bad, next, chance, fetchMs, activateMs }))
+  const hub = new Hub({ names, rollout: world.rollout, fails, next })
+  const { machines, bad, deadly = new Set<string>(), fetchMs = 20_000, activateMs = 15_000 } = world
+  const regions = names.map((name) => new Region({ name, machines, bad, deadly, next, chance, fetchMs, activateMs }))
   const wishes = [...world.wishes]
   for (let nowMs = 0; ; nowMs += tickMs) {
     faulty.on = nowMs < world.faultsMs
@@ -278,7 +289,7 @@ export function simulateRollout(world: RolloutWorld): RolloutResult {
     if (chance(0.0003)) hub.restore(nowMs, 10_000 + next() * 60_000)
     const [haunted = ''] = chance(0.001) ? names : []
     const old = hub.told.get(haunted)
-    hub.step(nowMs, next)
+    hub.step(nowMs)
     if (old) hub.haunt(nowMs, old, haunted)
     for (const region of regions) {
       region.step(nowMs, hub)
