@@ -1,7 +1,8 @@
 # Sourced by bin/shoal and the scripts in hack/, from any directory. Puts Node 26 first in PATH, bringing it when it is
 # missing, and defines: root (this checkout), cache, say, die, locked, bring_modules.
-# Everything brought is in the cache, is put there by a rename, and is brought by one process at a time.
-root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+# Everything brought is in the cache, is put there by a rename, and is brought by one process at a time. When all is there,
+# sourcing it starts no other program: a fork costs as much as a fifth of Node's own start.
+root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd -P)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/shoal
 node_version=26.10.0
 
@@ -27,14 +28,17 @@ need_npm() { command -v npm >/dev/null || die "missing: npm. Install it (Debian:
 
 bring_node() {
   local system arch folder
-  system=$(uname -s | tr '[:upper:]' '[:lower:]')
-  case $(uname -m) in x86_64) arch=x64 ;; aarch64 | arm64) arch=arm64 ;; *) arch=$(uname -m) ;; esac
+  case $OSTYPE in linux*) system=linux ;; darwin*) system=darwin ;; *) system=$OSTYPE ;; esac
+  case $HOSTTYPE in x86_64) arch=x64 ;; aarch64 | arm64) arch=arm64 ;; *) arch=$HOSTTYPE ;; esac
   folder=$cache/node-$node_version
   node_package=node-$system-$arch
-  # Ours, from a script that sourced this before: asking it for its version would take as long as starting it.
+  # From a script that sourced this before.
   case $PATH in "$folder/node_modules/$node_package/bin:"*) return ;; esac
-  if command -v node >/dev/null && is_node26 node; then return; fi
-  [ -x "$folder/node_modules/$node_package/bin/node" ] || locked node install_node "$folder" || exit 1
+  # Ours first: asking another one for its version would take as long as starting it.
+  if [ ! -x "$folder/node_modules/$node_package/bin/node" ]; then
+    if command -v node >/dev/null && is_node26 node; then return; fi
+    locked node install_node "$folder" || exit 1
+  fi
   PATH=$folder/node_modules/$node_package/bin:$PATH
 }
 install_node() { # FOLDER
@@ -52,12 +56,15 @@ install_node() { # FOLDER
 # The packages of package-lock.json in node_modules, when they aren't those already.
 bring_modules() {
   local lock_hash
+  [ ! "$root/node_modules/.shoal-lock-hash" -nt "$root/package-lock.json" ] || return 0
   lock_hash=$(hash_of "$root/package-lock.json")
-  [ "$(cat "$root/node_modules/.shoal-lock-hash" 2>/dev/null)" = "$lock_hash" ] ||
-    locked "modules-$(printf %s "$root" | cksum | cut -d' ' -f1)" install_modules "$lock_hash" || exit 1
+  locked "modules-$(printf %s "$root" | cksum | cut -d' ' -f1)" install_modules "$lock_hash" || exit 1
 }
 install_modules() { # HASH
-  [ "$(cat "$root/node_modules/.shoal-lock-hash" 2>/dev/null)" != "$1" ] || return 0
+  if [ "$(cat "$root/node_modules/.shoal-lock-hash" 2>/dev/null)" = "$1" ]; then
+    touch "$root/node_modules/.shoal-lock-hash"
+    return
+  fi
   need_npm
   say "installing npm packages (some seconds)"
   (cd "$root" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) >"$cache/modules.log" 2>&1 ||
