@@ -79,7 +79,8 @@ export class ApiClient implements AsyncDisposable {
     options: Omit<RequestOptions<never>, 'schema'> = {},
   ): Promise<Buffer> {
     const timeoutMs = options.timeoutMs ?? this.#options.timeoutMs ?? 15_000
-    const timeout = AbortSignal.timeout(timeoutMs)
+    // It takes whole milliseconds alone.
+    const timeout = AbortSignal.timeout(Math.ceil(timeoutMs))
     const signal = options.signal ? AbortSignal.any([options.signal, timeout]) : timeout
     const token = await this.#options.token?.()
     try {

@@ -42,7 +42,7 @@ export class Transport implements AsyncDisposable {
   async send(method: string, pathAndQuery: string, options: RawOptions): Promise<Dispatcher.ResponseData['body']> {
     const { body, impersonate, timeoutMs = 30_000 } = options
     const context = new RequestContext(this.server + pathAndQuery, method as HttpMethod)
-    const timeout = timeoutMs > 0 ? [AbortSignal.timeout(timeoutMs)] : []
+    const timeout = timeoutMs > 0 ? [AbortSignal.timeout(Math.ceil(timeoutMs))] : []
     const signals = options.signal ? [options.signal, ...timeout] : timeout
     try {
       await this.#config.applySecurityAuthentication(context)

@@ -13,7 +13,8 @@ import { Fixture, running } from './fixture.ts'
 const run = promisify(execFile)
 const test = suite('worker and lease')
 const fixture = await Fixture.start()
-fixture.leaseMs = 3000
+// Not to be divided by three, as 10 s and 20 s are not.
+fixture.leaseMs = 3001
 fixture.heartbeatMs = 200
 let workers: Program[] = []
 let seconds = 98_700
