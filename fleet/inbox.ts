@@ -19,10 +19,13 @@ interface Said {
 
 type Known = MachineRow & { agentVersion: string; silentMs: number | null }
 
-/** A row of machine_goal. */
-interface Reported {
+interface Key {
   namespace: string
   name: string
+}
+
+/** A row of machine_goal. */
+interface Reported extends Key {
   machine: string
   state: string
   sequence: number
@@ -37,12 +40,12 @@ interface Reported {
 /** The same, with what the machine was granted. */
 type Granted = Reported & { grantId: string | null; grantRevision: number | null; begun: number }
 
-const columns = [
-  ...(['namespace', 'name', 'machine', 'state', 'sequence', 'revision', 'template', 'running', 'reason'] as const),
-  ...(['message', 'fetchMs'] as const),
-]
+const keyOf = ({ namespace, name }: Key) => `${namespace}/${name}`
 
-const goalKey = ({ namespace, name }: { namespace: string; name: string }) => `${namespace}/${name}`
+const isOf = (each: Key, goal: Key): boolean => each.name === goal.name && each.namespace === goal.namespace
+
+/** Of a machine's few goals, a look at each is faster than a map of them. */
+const find = <T extends Key>(some: T[], goal: Key): T | undefined => some.find((each) => isOf(each, goal))
 
 /**
  * What machines say when they poll, written down as far as it is new: two looks and few writes for all that poll at the
@@ -59,8 +62,8 @@ export class Inbox {
     this.#batch = new Batch((said) => this.#takeAll(said), maxBatch, gatherMs)
   }
 
-  async take(machine: Machine, poll: PollRequest): Promise<void> {
-    await this.#batch.call({ machine, poll })
+  take(machine: Machine, poll: PollRequest): Promise<undefined> {
+    return this.#batch.call({ machine, poll })
   }
 
   async #takeAll(said: Said[]): Promise<undefined[]> {
@@ -115,23 +118,22 @@ export class Inbox {
     const begun: string[] = []
     const over: string[] = []
     for (const [name, { machine, poll }] of said) {
-      const reports = new Map(poll.goals.map((report) => [goalKey(report), report]))
-      const selected = new Set(this.#goals.selecting(machine).map(({ payload }) => goalKey(payload)))
-      const known = new Map((before.get(name) ?? []).map((row) => [goalKey(row), row]))
-      for (const [key, row] of known) {
-        if (this.#goals.offered.has(key) && !selected.has(key)) unselected.push(row)
+      const selecting = this.#goals.selecting(machine)
+      const known = before.get(name) ?? []
+      for (const row of known) {
+        const report = find(poll.goals, row)
         // A goal that is not offered here may be a newer one, or withdrawn.
-        else selected.add(key)
-      }
-      for (const key of selected) {
-        const now = asRow(name, key, known.get(key), reports.get(key))
-        if (now) changed.push(now)
-      }
-      for (const [key, row] of known) {
-        const report = reports.get(key)
+        if (!selecting.some(({ payload }) => isOf(row, payload)) && this.#goals.offered.has(keyOf(row)))
+          unselected.push(row)
+        else if (report && !isAsBefore(row, report)) changed.push(asRow(name, report, row))
         if (!report || row.grantId === null) continue
         if (isOver(row, report)) over.push(row.grantId)
         else if (report.grantId === row.grantId && report.state === 'Activating' && !row.begun) begun.push(row.grantId)
+      }
+      for (const { payload } of selecting) {
+        if (find(known, payload)) continue
+        const report = find(poll.goals, payload)
+        changed.push(report ? asRow(name, report) : notHeardOf(name, payload))
       }
     }
     await this.#write(changed)
@@ -152,7 +154,7 @@ export class Inbox {
   async #write(rows: Reported[]): Promise<void> {
     if (rows.length === 0) return
     // In one order, so that replicas don't wait for each other.
-    rows.sort((a, b) => (`${goalKey(a)}/${a.machine}` < `${goalKey(b)}/${b.machine}` ? -1 : 1))
+    rows.sort((a, b) => (`${keyOf(a)}/${a.machine}` < `${keyOf(b)}/${b.machine}` ? -1 : 1))
     await this.#database.execute(
       `INSERT INTO machine_goal (namespace, name, machine, state, sequence, revision, template, running, reason, message,
          fetch_ms) VALUES ?
@@ -178,29 +180,31 @@ function isKnown(known: Known | undefined, { machine, poll }: Said): boolean {
 const isSame = (stored: string, given: unknown): boolean =>
   stored === JSON.stringify(given) || isDeepStrictEqual(JSON.parse(stored), given)
 
-/** What is to be written of a machine and a goal that selects it; undefined when it is there already. */
-function asRow(
-  machine: string,
-  key: string,
-  before: Reported | undefined,
-  report: GoalReport | undefined,
-): Reported | undefined {
-  if (!report) {
-    if (before) return undefined
-    const [namespace = '', name = ''] = key.split('/')
-    const nothing = { running: null, reason: null, message: null, fetchMs: null }
-    return { namespace, name, machine, state: 'Waiting', sequence: 0, revision: 0, template: '', ...nothing }
-  }
-  const { namespace, name, state, sequence, revision, template } = report
-  const now: Reported = {
-    ...{ namespace, name, machine, state, sequence, revision, template },
-    running: report.running ?? null,
-    reason: report.reason ?? null,
-    message: report.message ?? null,
-    fetchMs: report.fetchMs ?? (before?.template === template ? before.fetchMs : null),
-  }
-  return before && columns.every((column) => before[column] === now[column]) ? undefined : now
-}
+const isAsBefore = (row: Reported, report: GoalReport): boolean =>
+  row.state === report.state &&
+  row.sequence === report.sequence &&
+  row.revision === report.revision &&
+  row.template === report.template &&
+  row.running === (report.running ?? null) &&
+  row.reason === (report.reason ?? null) &&
+  row.message === (report.message ?? null) &&
+  row.fetchMs === fetchMsOf(report, row)
+
+/** What it once said of a release it took counts as long as it has that one. */
+const fetchMsOf = (report: GoalReport, before?: Reported): number | null =>
+  report.fetchMs ?? (before?.template === report.template ? before.fetchMs : null)
+
+const asRow = (machine: string, report: GoalReport, before?: Reported): Reported => ({
+  ...{ namespace: report.namespace, name: report.name, machine, state: report.state, sequence: report.sequence },
+  ...{ revision: report.revision, template: report.template, running: report.running ?? null },
+  ...{ reason: report.reason ?? null, message: report.message ?? null, fetchMs: fetchMsOf(report, before) },
+})
+
+/** It is selected, and did not say anything of it yet. */
+const notHeardOf = (machine: string, { namespace, name }: Key): Reported => ({
+  ...{ namespace, name, machine, state: 'Waiting', sequence: 0, revision: 0, template: '' },
+  ...{ running: null, reason: null, message: null, fetchMs: null },
+})
 
 /** How it ended was said, or the machine holds a later revision and activates nothing. */
 function isOver({ grantId, grantRevision }: Granted, report: GoalReport): boolean {

@@ -45,7 +45,8 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
   const holding = metrics.gauge('held_polls', 'Machines that wait for an answer here.')
 
   server.post('/v1/agent/poll', async (request, reply): Promise<PollAnswer> => {
-    const name = await options.callers.identify(request.headers)
+    const { callers } = options
+    const name = callers.known(request.headers) ?? (await callers.identify(request.headers))
     const poll = pollRequest.parse(request.body)
     forget(request)
     const machine: Machine = { name, labels: poll.labels, namespaces: poll.namespaces }
@@ -89,7 +90,7 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     { goals: reports }: PollRequest,
     { selecting, waits, butRefused = false }: Look & { butRefused?: boolean },
   ): Promise<Omit<PollAnswer, 'pollAfterMs'> | undefined> {
-    const given = await grantsFor(machine, waits)
+    const given = waits.length > 0 ? await grantsFor(machine, waits) : []
     const reportOf = (goal: Goal) => reports.find((each) => isOf(each, goal))
     const unknown = selecting.filter((goal) => {
       const report = reportOf(goal)
