@@ -135,16 +135,16 @@ export class Autoscaler {
     if (wanted > replicas) await this.#write(one, wanted)
   }
 
-  /** Drained workers that the ReplicaSet will not stop get jobs again. */
+  /** Drained workers that the ReplicaSet will not stop get jobs again; none that it has stopped: its process may take a while. */
   async #keep({ deployment, workers }: Class): Promise<void> {
     const { cluster, database, clock, log, alarmMs } = this.#o
     const pods = await podsOf(cluster, deployment, workers)
     const staying = pods.filter(({ deleting }) => !deleting)
     // While there are more than it was told to have, it is about to take them.
     const isSettled = staying.length <= deployment.spec.replicas
-    const leaving = new Set(pods.filter(({ deleting }) => deleting).map(({ name }) => name))
+    const kept = new Set(staying.map(({ name }) => name))
     const names = workers
-      .filter(({ name, draining }) => draining && !leaving.has(podNameOf(name)))
+      .filter(({ name, draining }) => draining && kept.has(podNameOf(name)))
       .filter(({ name }) => isSettled || clock.monotonic() - (this.#drained.get(name) ?? 0) > drainedMs)
       .map(({ name }) => name)
     if (names.length === 0) return
