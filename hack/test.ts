@@ -1,6 +1,7 @@
 import { globSync, readFileSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
+import { availableParallelism, loadavg } from 'node:os'
 import { join, resolve } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { serverProgram } from './parts/databaseFiles.ts'
 import { kubernetesPrograms, versitygw } from './parts/programs.ts'
@@ -14,7 +15,7 @@ const help = `./hack/test [options] [path…]: all checks and tests, or those te
   ./hack/test checks                       formatting, linting, types, unused code
 
   --slow             the tests of test/slow too
-  --jobs <n>         files at once (default: one more than there are cores, as they also wait; at most 3)
+  --jobs <n>         files at once (default: as many as there are cores; one more while they wait more than they compute; at most 3)
   --timeout <s>      for one file (default 360; 1200 in test/slow; or what a line "// timeout: 300 s" in it says)
   --help             this
 
@@ -49,7 +50,8 @@ const files = globSync('**/*.test.ts', { cwd: root, exclude: ['**/node_modules/*
   .sort((a, b) => timeoutMsOf(b) - timeoutMsOf(a))
 
 const shared = process.env.SHOAL_KUBECONFIG || process.env.SHOAL_MYSQL_URL
-const jobs = Number(values.jobs ?? (shared ? 1 : Math.min(3, availableParallelism() + 1)))
+const cores = availableParallelism()
+const jobs = Number(values.jobs ?? (shared ? 1 : Math.min(3, cores + 1)))
 const stop = new AbortController()
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort())
 
@@ -86,8 +88,15 @@ const work: (() => Promise<Outcome>)[] = [
 const total = { passed: 0, failed: 0, skipped: 0 }
 let done = 0
 
-async function runSome(): Promise<void> {
-  for (let next = work.shift(); next && !stop.signal.aborted; next = work.shift()) {
+/** One more file than there are cores is begun only while programs do not queue for those: it would make all of them late. */
+const mayAdd = () => values.jobs !== undefined || (loadavg()[0] ?? 0) < 5 * cores
+
+async function runSome(_: unknown, at: number): Promise<void> {
+  const take = async () => {
+    while (at >= cores && work.length > 0 && !stop.signal.aborted && !mayAdd()) await delay(1000)
+    return work.shift()
+  }
+  for (let next = await take(); next && !stop.signal.aborted; next = await take()) {
     const outcome = await next()
     total.passed += outcome.passed
     total.failed += outcome.failed

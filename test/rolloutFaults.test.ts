@@ -16,7 +16,7 @@ import { commit, git, push } from '../hack/story/repositories.ts'
 import { commitNext } from '../hack/story/story.ts'
 import { bringUp } from './system.ts'
 
-// timeout: 900 s
+// timeout: 1500 s
 const test = suite('whatever dies in the middle of a wave')
 
 const perRegion = 3
