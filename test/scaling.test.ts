@@ -46,7 +46,7 @@ test.before(async () => {
     ...{ LEASE: '20s', HEALTH_INTERVAL: '1s', ALARM: '24s', ALARM_SECRET: secret },
     ALARM_WEBHOOK: `http://127.0.0.1:${port}/alarms`,
     // As fast as processes start here.
-    ...{ SCALE_INTERVAL: '500ms', SCALE_TARGET_WAIT: '1s', SCALE_START: '1s', SCALE_COOL_DOWN: '8s' },
+    ...{ SCALE_INTERVAL: '500ms', SCALE_TARGET_WAIT: '1s', SCALE_START: '1s', SCALE_COOL_DOWN: '20s' },
   }
   up = await bringUp({}, { settings: { hub: settings } })
   const { state, hubServer } = up.system
@@ -121,7 +121,7 @@ test('many pushes bring more workers; after the cool-down they go, and none was 
     await writeFile(gate, '')
     for (const job of jobs) assert.is((await ended(up, job, 120_000)).status?.phase, 'Succeeded')
     // Somebody builds all the time while the others are let go.
-    while ((await podNames()).length > 2 && jobs.length < 40) await ended(up, await push('/'))
+    while ((await podNames()).length > 2 && jobs.length < 100) await ended(up, await push('/'))
     assert.is((await podNames()).length, 2)
     await until('two workers are left', async () => (await seen()).workers.length === 2, { timeoutMs: 20_000 })
     assert.is(up.system.state.workers.length, 2)
