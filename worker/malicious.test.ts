@@ -1,4 +1,4 @@
-// timeout: 600 s
+// timeout: 1200 s
 import { execFileSync } from 'node:child_process'
 import { existsSync, globSync, readdirSync, readFileSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
