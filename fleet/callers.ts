@@ -13,10 +13,6 @@ export interface CallersOptions {
   clock: Clock
 }
 
-interface Headers {
-  authorization?: string | undefined
-}
-
 const agentServiceAccount = 'shoal-agent'
 /** A token that was good is taken for so long without another look: a signature takes as long as the rest of a poll. */
 const keptMs = 60_000
@@ -32,21 +28,14 @@ export class Callers {
   }
 
   /** Throws `Unauthorized` or `Forbidden`. */
-  async identify(headers: Headers): Promise<string> {
-    return this.known(headers) ?? (await this.#learn(headers))
-  }
-
-  /** The same at once, for a token that was looked at a short time ago. */
-  known({ authorization = '' }: Headers): string | undefined {
+  async identify(headers: { authorization?: string | undefined }): Promise<string> {
+    const { authorization = '' } = headers
+    const nowMs = this.#options.clock.monotonic()
     const kept = this.#kept.get(authorization)
-    return kept && kept.untilMs > this.#options.clock.monotonic() ? kept.machine : undefined
-  }
-
-  async #learn(headers: Headers): Promise<string> {
-    const untilMs = this.#options.clock.monotonic() + keptMs
+    if (kept && kept.untilMs > nowMs) return kept.machine
     const machine = await this.#verify(bearerToken(headers))
     if (this.#kept.size >= keptTokens) this.#kept.clear()
-    this.#kept.set(headers.authorization ?? '', { machine, untilMs })
+    this.#kept.set(authorization, { machine, untilMs: nowMs + keptMs })
     return machine
   }
 

@@ -11,11 +11,23 @@ export interface Goal {
   envelope: string
 }
 
-interface GoalRow {
+export interface GoalName {
   namespace: string
   name: string
+}
+
+interface GoalRow extends GoalName {
   sequence: number
 }
+
+export const keyOf = ({ namespace, name }: GoalName): string => `${namespace}/${name}`
+
+export const isOf = (each: GoalName, goal: GoalName): boolean =>
+  each.name === goal.name && each.namespace === goal.namespace
+
+/** Of a machine's few goals, a look at each is faster than a map of them. */
+export const find = <T extends GoalName>(some: T[], goal: GoalName): T | undefined =>
+  some.find((each) => isOf(each, goal))
 
 const rowLimit = 1000
 
@@ -51,7 +63,7 @@ export class Goals {
     const offered = new Map<string, Goal>()
     const changed: Goal[] = []
     for (const row of rows) {
-      const key = `${row.namespace}/${row.name}`
+      const key = keyOf(row)
       const known = this.#offered.get(key)
       // What was read before a later one was put is old.
       const goal = known && known.payload.sequence >= row.sequence ? known : await this.#read(row)
@@ -131,7 +143,7 @@ export class Goals {
   }
 
   /** These machines are none of the goal's any more. */
-  deselect(goal: { namespace: string; name: string }, machines: string[]): Promise<void> {
+  deselect(goal: GoalName, machines: string[]): Promise<void> {
     return deselectMachines(this.#database, goal, machines)
   }
 }
@@ -176,11 +188,7 @@ async function selectMachines(sql: Sql, payload: GoalPayload, machines: Machine[
 }
 
 /** With what they were granted. Index: PRIMARY. */
-async function deselectMachines(
-  sql: Sql,
-  goal: { namespace: string; name: string },
-  machines: string[],
-): Promise<void> {
+async function deselectMachines(sql: Sql, goal: GoalName, machines: string[]): Promise<void> {
   if (machines.length === 0) return
   await sql.execute('DELETE FROM machine_goal WHERE namespace = ? AND name = ? AND machine IN (?)', [
     ...[goal.namespace, goal.name, machines],

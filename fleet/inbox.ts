@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util'
 import type { GoalReport, PollRequest } from '../api/fleetApi.ts'
 import { Batch } from '../runtime/batch.ts'
 import type { Database } from '../runtime/sql.ts'
-import type { Goals } from './goals.ts'
+import { find, type GoalName, type Goals, isOf, keyOf } from './goals.ts'
 import { type Machine, type MachineRow, noGrant, nowMs } from './machines.ts'
 
 /** Machines of one batch. */
@@ -19,13 +19,8 @@ interface Said {
 
 type Known = MachineRow & { agentVersion: string; silentMs: number | null }
 
-interface Key {
-  namespace: string
-  name: string
-}
-
 /** A row of machine_goal. */
-interface Reported extends Key {
+interface Reported extends GoalName {
   machine: string
   state: string
   sequence: number
@@ -39,13 +34,6 @@ interface Reported extends Key {
 
 /** The same, with what the machine was granted. */
 type Granted = Reported & { grantId: string | null; grantRevision: number | null; begun: number }
-
-const keyOf = ({ namespace, name }: Key) => `${namespace}/${name}`
-
-const isOf = (each: Key, goal: Key): boolean => each.name === goal.name && each.namespace === goal.namespace
-
-/** Of a machine's few goals, a look at each is faster than a map of them. */
-const find = <T extends Key>(some: T[], goal: Key): T | undefined => some.find((each) => isOf(each, goal))
 
 /**
  * What machines say when they poll, written down as far as it is new: two looks and few writes for all that poll at the
@@ -201,7 +189,7 @@ const asRow = (machine: string, report: GoalReport, before?: Reported): Reported
 })
 
 /** It is selected, and did not say anything of it yet. */
-const notHeardOf = (machine: string, { namespace, name }: Key): Reported => ({
+const notHeardOf = (machine: string, { namespace, name }: GoalName): Reported => ({
   ...{ namespace, name, machine, state: 'Waiting', sequence: 0, revision: 0, template: '' },
   ...{ running: null, reason: null, message: null, fetchMs: null },
 })

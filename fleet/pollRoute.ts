@@ -6,7 +6,7 @@ import type { Server } from '../runtime/server.ts'
 import type { Database } from '../runtime/sql.ts'
 import type { Callers } from './callers.ts'
 import type { Listening } from './counts.ts'
-import type { Goal, Goals } from './goals.ts'
+import { find, type Goal, type Goals, isOf, keyOf } from './goals.ts'
 import { Granter } from './grant.ts'
 import type { HeldPolls } from './heldPolls.ts'
 import type { HubIndex } from './hubIndex.ts'
@@ -45,8 +45,7 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
   const holding = metrics.gauge('held_polls', 'Machines that wait for an answer here.')
 
   server.post('/v1/agent/poll', async (request, reply): Promise<PollAnswer> => {
-    const { callers } = options
-    const name = callers.known(request.headers) ?? (await callers.identify(request.headers))
+    const name = await options.callers.identify(request.headers)
     const poll = pollRequest.parse(request.body)
     forget(request)
     const machine: Machine = { name, labels: poll.labels, namespaces: poll.namespaces }
@@ -91,7 +90,7 @@ export function registerPollRoute(server: Server, options: PollRouteOptions): vo
     { selecting, waits, butRefused = false }: Look & { butRefused?: boolean },
   ): Promise<Omit<PollAnswer, 'pollAfterMs'> | undefined> {
     const given = waits.length > 0 ? await grantsFor(machine, waits) : []
-    const reportOf = (goal: Goal) => reports.find((each) => isOf(each, goal))
+    const reportOf = (goal: Goal) => find(reports, goal.payload)
     const unknown = selecting.filter((goal) => {
       const report = reportOf(goal)
       if (report?.sequence === goal.payload.sequence) return false
@@ -146,12 +145,7 @@ interface Waiting {
   serves: boolean
 }
 
-const keyOf = ({ payload }: Goal) => `${payload.namespace}/${payload.name}`
-
-const isOf = (report: GoalReport, { payload }: Goal) =>
-  report.namespace === payload.namespace && report.name === payload.name
-
-const toWait = ({ goal, serves }: Waiting) => ({ goal: keyOf(goal), serves })
+const toWait = ({ goal, serves }: Waiting) => ({ goal: keyOf(goal.payload), serves })
 
 /** It may have been sent a goal that it did not take: sent again at once, it would ask again at once. */
 const isRefusal = ({ reason }: GoalReport) => reason !== undefined
@@ -161,7 +155,7 @@ function waitsOf({ goals: reports }: PollRequest, selecting: Goal[]): Waiting[] 
   return selecting.flatMap((goal) => {
     const { templateHash } = goal.payload
     const waiting = reports.find(
-      (report) => isOf(report, goal) && report.state === 'Fetched' && report.template === templateHash,
+      (report) => isOf(report, goal.payload) && report.state === 'Fetched' && report.template === templateHash,
     )
     return waiting ? [{ goal, serves: waiting.running !== undefined }] : []
   })

@@ -26,7 +26,6 @@ export function startRole({ role, name, dir, settings }: RoleOptions): Program {
     logFile: join(logs, `${name}.log`),
     cwd: dir,
     env: {
-      PATH: process.env.PATH,
       HOME: dir,
       [marker]: dir,
       ...Object.fromEntries(Object.entries(settings).map(([key, value]) => [`SHOAL_${key}`, value])),
