@@ -16,7 +16,7 @@ const help = `./hack/test [options] [path…]: all checks and tests, or those te
 
   --slow             the tests of test/slow too
   --jobs <n>         files at once (default: as many as there are cores; one more while they wait more than they compute; at most 3)
-  --timeout <s>      for one file (default 360; 1200 in test/slow; or what a line "// timeout: 300 s" in it says)
+  --timeout <s>      for one file (default 600; 1200 in test/slow; or what a line "// timeout: 300 s" in it says)
   --help             this
 
 Each check and each test counts as one. Environment: SHOAL_KUBECONFIG, SHOAL_MYSQL_URL, KUBEBUILDER_ASSETS: servers and
@@ -42,12 +42,14 @@ const filters = positionals.map((path) => path.replace(/^\.\//, '').replace(/\/$
 const wanted = (name: string) =>
   filters.length === 0 ||
   filters.some((path) => name === path || name.startsWith(path.endsWith('.ts') ? path : `${path}/`))
+/** Brings up a whole system of programs, most of them. */
+const isLarge = (file: string) => file.startsWith('test/')
 const isSlow = (file: string) => file.startsWith('test/slow/')
 const files = globSync('**/*.test.ts', { cwd: root, exclude: ['**/node_modules/**', '.shoal/**', '**/.*/**'] })
   .filter((file) => wanted(file) && (!isSlow(file) || values.slow || filters.some((path) => isSlow(`${path}/`))))
   .sort()
-  // What may take long begins first, so that nothing long is left for the end.
-  .sort((a, b) => timeoutMsOf(b) - timeoutMsOf(a))
+  // What takes long begins first, so that nothing long is left for the end.
+  .sort((a, b) => Number(isLarge(b)) - Number(isLarge(a)) || timeoutMsOf(b) - timeoutMsOf(a))
 
 const shared = process.env.SHOAL_KUBECONFIG || process.env.SHOAL_MYSQL_URL
 const cores = availableParallelism()
@@ -74,51 +76,74 @@ async function prepare(): Promise<void> {
 
 function timeoutMsOf(file: string): number {
   const said = /^\/\/ timeout: (\d+) s$/m.exec(readFileSync(join(root, file), 'utf8'))?.[1]
-  return 1000 * Number(values.timeout ?? said ?? (isSlow(file) ? 1200 : 360))
+  return 1000 * Number(values.timeout ?? said ?? (isSlow(file) ? 1200 : 600))
+}
+
+interface Job {
+  large: boolean
+  run(): Promise<Outcome>
 }
 
 const prepared = files.length > 0 ? prepare() : undefined
-const work: (() => Promise<Outcome>)[] = [
-  ...(filters.length === 0 || filters.includes('checks') ? checks(root).map((check) => () => check(stop.signal)) : []),
-  ...files.map((file) => async () => {
-    await prepared
-    return runFile({ root, file, timeoutMs: timeoutMsOf(file), signal: stop.signal })
-  }),
+const toRun: Job[] = [
+  ...(filters.length === 0 || filters.includes('checks') ? checks(root) : []).map((check) => ({
+    large: false,
+    run: () => check(stop.signal),
+  })),
+  ...files.map((file) => ({
+    large: isLarge(file),
+    run: async () => {
+      await prepared
+      return runFile({ root, file, timeoutMs: timeoutMsOf(file), signal: stop.signal })
+    },
+  })),
 ]
-const total = { passed: 0, failed: 0, skipped: 0 }
-let done = 0
+const running = new Set<Job>()
+const outcomes: Outcome[] = []
 
-/** One more file than there are cores is begun only while programs do not queue for those: it would make all of them late. */
-const mayAdd = () => values.jobs !== undefined || (loadavg()[0] ?? 0) < 5 * cores
+/**
+ * Of large files, no more at once than there are cores. While programs queue for the cores, no more files than cores, and
+ * one large one: more would make all of them late.
+ */
+function mayBegin(job: Job): boolean {
+  const large = [...running].filter(({ large }) => large).length
+  const busy = (loadavg()[0] ?? 0) > 5 * cores
+  return (!job.large || large < (busy ? 1 : cores)) && (!busy || running.size < cores)
+}
 
-async function runSome(_: unknown, at: number): Promise<void> {
-  const take = async () => {
-    while (at >= cores && work.length > 0 && !stop.signal.aborted && !mayAdd()) await delay(1000)
-    return work.shift()
-  }
-  for (let next = await take(); next && !stop.signal.aborted; next = await take()) {
-    const outcome = await next()
-    total.passed += outcome.passed
-    total.failed += outcome.failed
-    total.skipped += outcome.skipped
-    print(outcome)
+async function runSome(): Promise<void> {
+  while (toRun.length > 0 && !stop.signal.aborted) {
+    const at = toRun.findIndex(mayBegin)
+    const [job] = at < 0 ? [] : toRun.splice(at, 1)
+    if (job) {
+      running.add(job)
+      print(await job.run())
+      running.delete(job)
+    } else await delay(1000)
   }
 }
 
-function print({ name, passed, failed, skipped, seconds, output, notes }: Outcome): void {
+function print(outcome: Outcome): void {
+  const { name, passed, failed, skipped, seconds, output, notes } = outcome
+  outcomes.push(outcome)
   const counts = [
     `${passed} passed`,
     ...(failed ? [`${failed} FAILED`] : []),
     ...(skipped ? [`${skipped} skipped`] : []),
   ]
-  console.log(`[${++done}/${all}] ${name}: ${counts.join(', ')} (${seconds.toFixed(1)} s)`)
+  console.log(`[${outcomes.length}/${all}] ${name}: ${counts.join(', ')} (${seconds.toFixed(1)} s)`)
   for (const note of notes) console.log(`    ${note}`)
   if (failed) console.log(output.replace(/^/gm, '    | '))
 }
 
-const all = work.length
+const all = toRun.length
 if (all === 0) console.log(`no check and no test at: ${filters.join(' ')}`)
 await Promise.all(Array.from({ length: Math.max(1, jobs) }, runSome))
+const done = outcomes.length
+const sum = (what: 'passed' | 'failed' | 'skipped') => outcomes.reduce((total, outcome) => total + outcome[what], 0)
 if (stop.signal.aborted) console.log(`interrupted; ${all - done} of ${all} not run`)
-console.log(`${total.passed} passed, ${total.failed} failed${total.skipped ? `, ${total.skipped} skipped` : ''}`)
-process.exitCode = total.failed > 0 || done < all || all === 0 ? 1 : 0
+for (const { name, failed, failures, notes } of outcomes) {
+  if (failed) console.log(`FAILED ${name}: ${[...failures, ...notes].join('; ') || 'see above'}`)
+}
+console.log(`${sum('passed')} passed, ${sum('failed')} failed${sum('skipped') ? `, ${sum('skipped')} skipped` : ''}`)
+process.exitCode = sum('failed') > 0 || done < all || all === 0 ? 1 : 0

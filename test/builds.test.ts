@@ -13,7 +13,6 @@ import { bucket } from '../hack/story/parts.ts'
 import { addPipeline, ended, outcome } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
-// timeout: 600 s
 const run = promisify(execFile)
 const test = suite('builds on the whole system')
 let up: TestSystem

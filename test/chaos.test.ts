@@ -10,7 +10,7 @@ import { enqueue } from '../queue/enqueue.ts'
 import { systemClock as clock } from '../runtime/clock.ts'
 import { Database } from '../runtime/sql.ts'
 
-// timeout: 800 s
+// timeout: 1200 s
 const test = suite('the queue under fire')
 
 /** The same seed gives the same faults at the same times; what they meet is up to the machine. */

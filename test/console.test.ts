@@ -7,7 +7,6 @@ import { type TemporaryDir, temporaryDir } from '../hack/parts/process.ts'
 import { addPipeline, ended } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
-// timeout: 360 s
 const { SHOAL_TEST_BROWSER: executablePath } = process.env
 const test = suite('the console in a browser')
 let up: TestSystem

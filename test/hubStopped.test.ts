@@ -10,7 +10,6 @@ import { pushAndBuild } from '../hack/story/push.ts'
 import { commitNext } from '../hack/story/story.ts'
 import { bringUp } from './system.ts'
 
-// timeout: 600 s
 const test = suite('hub stopped in the middle of a rollout')
 
 const indexLifetimeMs = 6000

@@ -6,7 +6,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { until } from '../hack/parts/process.ts'
 
-// timeout: 900 s
+// timeout: 1200 s
 const root = join(import.meta.dirname, '..')
 const run = promisify(execFile)
 const { SHOAL_TEST_MYSQL: up, SHOAL_TEST_MYSQL_DOWN: down } = process.env

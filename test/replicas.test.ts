@@ -9,7 +9,6 @@ import { appName, goal } from '../hack/story/objects.ts'
 import { commit, push } from '../hack/story/repositories.ts'
 import { bringUp } from './system.ts'
 
-// timeout: 600 s
 const test = suite('replicas on the whole system')
 
 test('an artifact that one region lacks is not deployable, and a goal that names it reaches nobody', async () => {

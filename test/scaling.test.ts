@@ -17,7 +17,6 @@ import { Database } from '../runtime/sql.ts'
 import { addPipeline, ended } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
-// timeout: 600 s
 const test = suite('scaling and alarms')
 const run = promisify(execFile)
 const namespace = 'shoal-system'

@@ -3,7 +3,6 @@ import * as assert from 'uvu/assert'
 import { playStory } from '../hack/story/story.ts'
 import { bringUp } from './system.ts'
 
-// timeout: 600 s
 const test = suite('story')
 
 test('three pushes reach every machine, or go back by themselves', async () => {

@@ -2,7 +2,6 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { runCrowd } from './chaos/crowd.ts'
 
-// timeout: 480 s
 const test = suite('the swarm under fire')
 
 const seed = Number(process.env.SHOAL_CHAOS_SEED ?? Math.floor(Math.random() * 2 ** 31))

@@ -11,7 +11,6 @@ import { Database } from '../runtime/sql.ts'
 import { addPipeline, ended } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
-// timeout: 600 s
 const test = suite('lost workers')
 let up: TestSystem
 let shared: TemporaryDir

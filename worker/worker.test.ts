@@ -8,7 +8,6 @@ import { until } from '../hack/parts/process.ts'
 import { cancel } from '../queue/control.ts'
 import { Fixture, running } from './fixture.ts'
 
-// timeout: 600 s
 const test = suite('worker')
 const fixture = await Fixture.start()
 const worker = fixture.startWorker('worker')

@@ -25,7 +25,6 @@ import { Fixture } from '../../worker/fixture.ts'
 import { moveLog } from './logObject.ts'
 import { type LogRouteOptions, registerLogRoute } from './logRoute.ts'
 
-// timeout: 600 s
 const test = suite('the log of a build')
 const parts = new AsyncDisposableStack()
 const [api, fixture] = await Promise.all([startApiServer(), Fixture.start()])

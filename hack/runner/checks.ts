@@ -23,6 +23,7 @@ export function checks(root: string): ((signal: AbortSignal) => Promise<Outcome>
       skipped: 0,
       seconds,
       output,
+      failures: [],
       notes: failed ? [`ended with ${result.end}`] : [],
     }
   })

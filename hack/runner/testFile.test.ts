@@ -10,15 +10,24 @@ const uvu = new URL('../../node_modules/uvu/dist/index.mjs', import.meta.url).hr
 
 async function run(code: string, timeoutMs = 20_000) {
   await using dir = await temporaryDir('shoal-runner')
-  await writeFile(join(dir.path, 'a.test.ts'), `import { suite } from '${uvu}'\nconst test = suite('inner')\n${code}`)
-  const signal = new AbortController().signal
-  const { passed, failed, skipped, notes } = await runFile({ root: dir.path, file: 'a.test.ts', timeoutMs, signal })
+  const { passed, failed, skipped, notes } = await outcomeOf(dir.path, code, timeoutMs)
   return { passed, failed, skipped, notes }
+}
+
+async function outcomeOf(root: string, code: string, timeoutMs = 20_000) {
+  await writeFile(join(root, 'a.test.ts'), `import { suite } from '${uvu}'\nconst test = suite('inner')\n${code}`)
+  return runFile({ root, file: 'a.test.ts', timeoutMs, signal: new AbortController().signal })
 }
 
 test('each test counts', async () => {
   const code = `test('a', () => {}); test('b', () => { throw new Error('no') }); test.skip('c', () => {}); test.run()`
   assert.equal(await run(code), { passed: 1, failed: 1, skipped: 1, notes: [] })
+})
+
+test('a test that failed is named with the first line of its error', async () => {
+  await using dir = await temporaryDir('shoal-runner')
+  const code = `test('a', () => {}); test('b "c"', () => { throw new Error('no\\nmore') }); test.run()`
+  assert.equal((await outcomeOf(dir.path, code)).failures, ['inner  "b "c"": no'])
 })
 
 test('a suite that says why it is skipped is skipped, not failed', async () => {

@@ -8,6 +8,8 @@ export interface Outcome {
   skipped: number
   seconds: number
   output: string
+  /** The tests that failed, each with the first line of its error. */
+  failures: string[]
   /** Why something failed that no test reports, and why something was skipped. */
   notes: string[]
 }
@@ -20,7 +22,7 @@ interface TestFile {
 }
 
 /** What tests wait for comes later where several files and all their programs share few cores. */
-const patience = 3
+const patience = 6
 
 /** Runs one uvu file in a process of its own. */
 export async function runFile({ root, file, timeoutMs, signal }: TestFile): Promise<Outcome> {
@@ -41,10 +43,11 @@ export async function runFile({ root, file, timeoutMs, signal }: TestFile): Prom
 function count(
   { end, output, leftovers }: GroupResult,
   timeoutMs: number,
-): Pick<Outcome, 'passed' | 'failed' | 'skipped' | 'notes'> {
+): Pick<Outcome, 'passed' | 'failed' | 'skipped' | 'failures' | 'notes'> {
   const number = (what: string) => Number(new RegExp(`^ {2}${what}: +(\\d+)$`, 'm').exec(output)?.[1] ?? Number.NaN)
   const [tests, succeeded, skips] = [number('Total'), number('Passed'), number('Skipped')]
   const reasons = [...output.matchAll(/^skipped: .*$/gm)].map(([line]) => line)
+  const failures = [...output.matchAll(/^ {3}FAIL {2}(.*)\n +(.*)$/gm)].map(([, test, error]) => `${test}: ${error}`)
   const notes = [...reasons]
   let failed = Number.isNaN(tests) ? 0 : tests - succeeded
   if (end === 'timeout') notes.push(`not done within ${timeoutMs / 1000} s; killed`)
@@ -53,5 +56,5 @@ function count(
   else if (tests === 0 && reasons.length === 0 && skips === 0) notes.push('has no tests')
   if (leftovers.length > 0) notes.push(`left running: ${leftovers.join('; ')}`)
   if (notes.length > reasons.length && failed === 0) failed = 1
-  return { passed: succeeded || 0, failed, skipped: (skips || 0) + reasons.length, notes }
+  return { passed: succeeded || 0, failed, skipped: (skips || 0) + reasons.length, failures, notes }
 }
