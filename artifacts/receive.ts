@@ -54,7 +54,7 @@ export async function receiveUpload(store: Store, upload: ReceivedUpload): Promi
     )
   const checksum = compositeChecksum(upload.parts.map((part) => part.sha256))
 
-  await store.completeUpload({ key, uploadId, parts: upload.parts, sizeBytes, checksum })
+  await store.uploads.complete({ key, uploadId, parts: upload.parts, sizeBytes, checksum })
   const difference = await compare(store, upload, descriptor)
   if (difference) {
     await store.delete(key)

@@ -38,10 +38,13 @@ async function publish(key: string, bytes: Uint8Array): Promise<{ blob: Expected
   await uploadOutput(
     output,
     {
-      start: async () => ({ uploadId: await home.startUpload(key), partSizeBytes: output.partSizeBytes }),
+      start: async () => ({ uploadId: await home.uploads.start(key), partSizeBytes: output.partSizeBytes }),
       parts: (uploadId, parts) =>
         Promise.all(
-          parts.map(async (part) => ({ number: part.number, ...(await home.presignPart({ key, uploadId, ...part })) })),
+          parts.map(async (part) => ({
+            number: part.number,
+            ...(await home.uploads.presignPart({ key, uploadId, ...part })),
+          })),
         ),
       complete: async (uploadId, { descriptor, ...rest }) => {
         facts = await receiveUpload(home, { key, uploadId, ...rest, descriptor: Buffer.from(descriptor, 'base64') })
@@ -107,7 +110,7 @@ test('a copy that was broken off goes on with the parts it has', async () => {
   const outcome = await replicate(far, blob, source, { signal: never, onBytes: (bytes) => copied.push(bytes) })
   assert.is(outcome.state, 'Replicated')
   assert.is(copied[0], 32 << 20)
-  assert.equal(await far.listUploads('t/b/'), [])
+  assert.equal(await far.uploads.list('t/b/'), [])
 })
 
 test('a byte flipped in the bucket is Corrupt once all bytes are read, and replaced', async () => {
@@ -148,11 +151,11 @@ test('a source with other bytes, or none, gives no copy and is told from our own
   const { blob, source } = await publish('t/f/1', randomBytes(20_000_000))
   await flipByte(homeServer.dataDir, `home/${blob.key}`, 1)
   assert.is(await code(replicate(far, blob, source, { signal: never })), 'ChecksumMismatch')
-  assert.equal(await far.listUploads('t/f/'), [])
+  assert.equal(await far.uploads.list('t/f/'), [])
   assert.is((await remembered(blob)).state, 'Missing')
   await home.delete(blob.key)
   assert.is(await code(replicate(far, blob, source, { signal: never })), 'Unavailable')
-  assert.is((await far.listUploads('t/f/')).length, 1)
+  assert.is((await far.uploads.list('t/f/')).length, 1)
 })
 
 test('two replicators copying the same blob at once both end with it', async () => {

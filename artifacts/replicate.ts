@@ -4,8 +4,9 @@ import { ShoalError, Transient } from '../api/errors.ts'
 import { type CheckOutcome, checkReplica, type ExpectedBlob, MAX_DESCRIPTOR_BYTES } from './check.ts'
 import { forEachParallel, retry } from './parallel.ts'
 import { compositeChecksum, type PartRange, partRanges } from './partSize.ts'
-import type { Store, UploadedPart } from './store.ts'
+import type { Store } from './store.ts'
 import { getRange, getSmall, putPart } from './transfer.ts'
+import type { UploadedPart } from './uploads.ts'
 
 export interface CopySource {
   /** Presigned, readable by ranges. */
@@ -89,7 +90,7 @@ async function copyBlob(store: Store, blob: ExpectedBlob, source: CopySource, op
       await retry(ATTEMPTS_PER_PART, signal, () => getRange(source.blobUrl, first, bytes, signal))
       const sha256 = hash('sha256', bytes, 'base64')
       const etag = await retry(ATTEMPTS_PER_PART, signal, async () =>
-        putPart(await store.presignPart({ key: blob.key, uploadId, number, sizeBytes, sha256 }), bytes, signal),
+        putPart(await store.uploads.presignPart({ key: blob.key, uploadId, number, sizeBytes, sha256 }), bytes, signal),
       )
       buffers.push(buffer)
       parts.set(number, { number, etag, sha256, sizeBytes })
@@ -101,10 +102,10 @@ async function copyBlob(store: Store, blob: ExpectedBlob, source: CopySource, op
 
   const inOrder = ranges.map((range) => parts.get(range.number) as UploadedPart)
   if (compositeChecksum(inOrder.map((part) => part.sha256)) !== blob.checksum) {
-    await store.abortUpload(blob.key, uploadId)
+    await store.uploads.abort(blob.key, uploadId)
     throw new Transient('ChecksumMismatch', 'The source’s bytes are not those that were built.')
   }
-  await store.completeUpload({
+  await store.uploads.complete({
     key: blob.key,
     uploadId,
     parts: inOrder,
@@ -114,8 +115,8 @@ async function copyBlob(store: Store, blob: ExpectedBlob, source: CopySource, op
 }
 
 async function openUpload(store: Store, blob: ExpectedBlob) {
-  const open = (await store.listUploads(blob.key)).findLast((upload) => upload.key === blob.key)
-  if (!open) return { uploadId: await store.startUpload(blob.key), parts: new Map<number, UploadedPart>() }
-  const parts = await store.listParts(blob.key, open.uploadId)
+  const open = (await store.uploads.list(blob.key)).findLast((upload) => upload.key === blob.key)
+  if (!open) return { uploadId: await store.uploads.start(blob.key), parts: new Map<number, UploadedPart>() }
+  const parts = await store.uploads.listParts(blob.key, open.uploadId)
   return { uploadId: open.uploadId, parts: new Map(parts.map((part) => [part.number, part])) }
 }

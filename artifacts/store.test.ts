@@ -40,10 +40,13 @@ async function code(promise: Promise<unknown>): Promise<string> {
 /** What the hub's routes do, without the network between. */
 function hubCalls(key: string, received: Partial<ReceivedUpload> = {}) {
   const calls: UploadCalls & { facts?: Awaited<ReturnType<typeof receiveUpload>>; last?: ReceivedUpload } = {
-    start: async () => ({ uploadId: await store.startUpload(key), partSizeBytes: 16 << 20 }),
+    start: async () => ({ uploadId: await store.uploads.start(key), partSizeBytes: 16 << 20 }),
     parts: (uploadId, parts) =>
       Promise.all(
-        parts.map(async (part) => ({ number: part.number, ...(await store.presignPart({ key, uploadId, ...part })) })),
+        parts.map(async (part) => ({
+          number: part.number,
+          ...(await store.uploads.presignPart({ key, uploadId, ...part })),
+        })),
       ),
     complete: async (uploadId, { descriptor, ...facts }) => {
       calls.last = { key, uploadId, ...facts, descriptor: Buffer.from(descriptor, 'base64'), ...received }
@@ -72,10 +75,10 @@ test('60 MB go up by presigned parts, are read back, and the call may be repeate
 })
 
 test('a part with other bytes than its URL was signed for is refused', async () => {
-  const uploadId = await store.startUpload('wrong')
+  const uploadId = await store.uploads.start('wrong')
   const good = randomBytes(1000)
   const sha256 = hash('sha256', good, 'base64')
-  const presigned = await store.presignPart({ key: 'wrong', uploadId, number: 1, sizeBytes: 1000, sha256 })
+  const presigned = await store.uploads.presignPart({ key: 'wrong', uploadId, number: 1, sizeBytes: 1000, sha256 })
   assert.is(await code(putPart(presigned, randomBytes(1000), never)), 'ChecksumMismatch')
   const other = randomBytes(1000)
   const headers = { ...presigned.headers, 'x-amz-checksum-sha256': hash('sha256', other, 'base64') }
@@ -95,12 +98,12 @@ test('a part with other bytes than its URL was signed for is refused', async () 
   )
   await putPart(presigned, good, never)
   assert.equal(
-    (await store.listParts('wrong', uploadId)).map((part) => part.sha256),
+    (await store.uploads.listParts('wrong', uploadId)).map((part) => part.sha256),
     [sha256],
   )
-  await store.abortUpload('wrong', uploadId)
-  await store.abortUpload('wrong', uploadId)
-  assert.equal(await store.listUploads('wrong'), [])
+  await store.uploads.abort('wrong', uploadId)
+  await store.uploads.abort('wrong', uploadId)
+  assert.equal(await store.uploads.list('wrong'), [])
 })
 
 test('what the worker says of the blob is compared with what the bucket holds', async () => {
@@ -166,14 +169,14 @@ test('a store that stops answering is found out, also in the middle of a read', 
 })
 
 test('an upload that nobody finishes is aborted after a day, and no younger one', async () => {
-  const uploadId = await store.startUpload('forgotten')
+  const uploadId = await store.uploads.start('forgotten')
   assert.is(await sweepUploads(store, Date.now()), 0)
   assert.equal(
-    (await store.listUploads('forgotten')).map((upload) => upload.uploadId),
+    (await store.uploads.list('forgotten')).map((upload) => upload.uploadId),
     [uploadId],
   )
   assert.ok((await sweepUploads(store, Date.now() + 25 * 3_600_000)) >= 1)
-  assert.equal(await store.listUploads('forgotten'), [])
+  assert.equal(await store.uploads.list('forgotten'), [])
 })
 
 test.run()

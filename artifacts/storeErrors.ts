@@ -34,3 +34,12 @@ export function storeError(error: unknown, doing: string): ShoalError {
     }
   }
 }
+
+/** Runs calls to a store; what they throw is given as one of our errors. */
+export async function storeCall<T>(doing: string, call: () => Promise<T>): Promise<T> {
+  try {
+    return await call()
+  } catch (error) {
+    throw storeError(error, doing)
+  }
+}

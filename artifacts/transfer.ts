@@ -1,7 +1,7 @@
 import { request } from 'undici'
 import { Transient } from '../api/errors.ts'
 import { getInto } from '../runtime/getInto.ts'
-import type { PresignedPart } from './store.ts'
+import type { PresignedPart } from './uploads.ts'
 
 /** How long one part may take: 16 MiB at 140 KB/s. */
 const PART_TIMEOUT_MS = 120_000

@@ -1,8 +1,8 @@
 import { Stalled } from '../api/errors.ts'
 import type { HashedOutput } from './hashOutput.ts'
 import { forEachParallel, retry } from './parallel.ts'
-import type { PresignedPart } from './store.ts'
 import { putPart } from './transfer.ts'
+import type { PresignedPart } from './uploads.ts'
 
 /** The hub's side of an upload, as the worker calls it (api/workerApi.ts). */
 export interface UploadCalls {

@@ -140,7 +140,7 @@ export class Fixture implements AsyncDisposable {
       case 'upload/start': {
         const { sizeBytes, ...job } = uploadStartRequest.parse(body)
         return {
-          uploadId: await store.startUpload(await this.#key(job)),
+          uploadId: await store.uploads.start(await this.#key(job)),
           partSizeBytes: choosePartSizeBytes(sizeBytes),
         }
       }
@@ -149,7 +149,7 @@ export class Fixture implements AsyncDisposable {
         const key = await this.#key(job)
         const sign = async (part: (typeof parts)[number]) => ({
           number: part.number,
-          ...(await store.presignPart({ key, uploadId, ...part })),
+          ...(await store.uploads.presignPart({ key, uploadId, ...part })),
         })
         return { parts: await Promise.all(parts.map(sign)) }
       }

@@ -164,12 +164,12 @@ async function built(name: string, replicate: 'Always' | 'OnDeploy' = 'Always', 
   await uploadOutput(
     output,
     {
-      start: async () => ({ uploadId: await home.startUpload(key), partSizeBytes: output.partSizeBytes }),
+      start: async () => ({ uploadId: await home.uploads.start(key), partSizeBytes: output.partSizeBytes }),
       parts: (uploadId, wanted) =>
         Promise.all(
           wanted.map(async (part) => ({
             number: part.number,
-            ...(await home.presignPart({ key, uploadId, ...part })),
+            ...(await home.uploads.presignPart({ key, uploadId, ...part })),
           })),
         ),
       complete: async (uploadId, { descriptor, ...rest }) => {

@@ -143,7 +143,7 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     const { sizeBytes, ...job } = uploadStartRequest.parse(body)
     const key = await keyOf(job)
     const store = await regions.homeStore()
-    return { uploadId: await store.startUpload(key), partSizeBytes: choosePartSizeBytes(sizeBytes) }
+    return { uploadId: await store.uploads.start(key), partSizeBytes: choosePartSizeBytes(sizeBytes) }
   })
 
   route('upload/parts', async (body) => {
@@ -151,7 +151,12 @@ export function registerWorkerRoutes(server: Server, options: WorkerRoutesOption
     const key = await keyOf(job)
     const store = await regions.homeStore()
     const signed = parts.map(async (part) => {
-      const { url, headers } = await store.presignPart({ key, uploadId, ...part, expiresSeconds: presignSeconds })
+      const { url, headers } = await store.uploads.presignPart({
+        key,
+        uploadId,
+        ...part,
+        expiresSeconds: presignSeconds,
+      })
       return { number: part.number, url, headers }
     })
     return { parts: await Promise.all(signed) }
