@@ -1,13 +1,18 @@
 import { hash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { createServer, type IncomingMessage, request } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { buffer } from 'node:stream/consumers'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { ShoalError } from '../api/errors.ts'
 import { startStore } from '../hack/parts/store.ts'
 import { hashOutput } from './hashOutput.ts'
 import { descriptorKey } from './key.ts'
+import { compositeChecksum } from './partSize.ts'
 import { type ReceivedUpload, receiveUpload } from './receive.ts'
 import { Store } from './store.ts'
 import { sweepUploads } from './sweep.ts'
@@ -104,6 +109,36 @@ test('a part with other bytes than its URL was signed for is refused', async () 
   await store.uploads.abort('wrong', uploadId)
   await store.uploads.abort('wrong', uploadId)
   assert.equal(await store.uploads.list('wrong'), [])
+})
+
+test('an upload that was completed is complete, whatever the store said to it', async () => {
+  const proxy = createServer(async (asked, answer) => {
+    const { method = '', url = '', headers } = asked
+    const passed = request(new URL(url, server.endpoint), { method, headers }).end(await buffer(asked))
+    const [from] = (await once(passed, 'response')) as [IncomingMessage]
+    const completes = method === 'POST' && url.includes('uploadId=')
+    answer.writeHead(completes ? 500 : (from.statusCode ?? 0), from.headers).end(await buffer(from))
+  })
+  await once(proxy.listen(0, '127.0.0.1'), 'listening')
+  const { port } = proxy.address() as AddressInfo
+  const behind = new Store({ ...server, endpoint: `http://127.0.0.1:${port}`, bucket: 'home', timeoutMs: 5000 })
+  try {
+    const bytes = randomBytes(1000)
+    const sha256 = hash('sha256', bytes, 'base64')
+    const upload = async (key: string, { parts = true } = {}) => {
+      const uploadId = await behind.uploads.start(key)
+      const part = { number: 1, sizeBytes: bytes.length, sha256 }
+      const etag = await putPart(await behind.uploads.presignPart({ key, uploadId, ...part }), bytes, never)
+      const whole = { sizeBytes: bytes.length, checksum: compositeChecksum([sha256]) }
+      return { key, uploadId, parts: parts ? [{ ...part, etag }] : [], ...whole }
+    }
+    await behind.uploads.complete(await upload('answered'))
+    assert.is((await store.head('answered')).sizeBytes, bytes.length)
+    assert.is(await code(behind.uploads.complete(await upload('refused', { parts: false }))), 'StoreUnreachable')
+  } finally {
+    behind[Symbol.dispose]()
+    proxy.close()
+  }
 })
 
 test('what the worker says of the blob is compared with what the bucket holds', async () => {

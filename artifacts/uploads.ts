@@ -52,6 +52,9 @@ export interface ObjectHead {
 
 const MAX_EXPIRY_SECONDS = 600
 
+/** What a store says when it was completed before. */
+const completedBefore = new Set(['PreconditionFailed', 'NoSuchUpload', 'ConditionalRequestConflict'])
+
 /** The multipart uploads of one bucket. Errors are those of `Store`. */
 export class Uploads {
   readonly #client: S3Client
@@ -142,8 +145,8 @@ export class Uploads {
   }
 
   /**
-   * Makes the object visible, whole. Nothing is overwritten: when an object is there, or the upload is gone, the call
-   * succeeds if that object has the same size and checksum, so that it may be repeated.
+   * Makes the object visible, whole. Nothing is overwritten: the call succeeds when an object of the same size and checksum
+   * is there, whoever completed it, so that it may be repeated, and made by several at once.
    */
   async complete(upload: {
     key: string
@@ -154,6 +157,7 @@ export class Uploads {
   }): Promise<void> {
     const { key, checksum, sizeBytes } = upload
     await storeCall(`completing the upload of ${key}`, async () => {
+      let failure: unknown
       try {
         await this.#client.send(
           new CompleteMultipartUploadCommand({
@@ -171,10 +175,11 @@ export class Uploads {
           }),
         )
       } catch (error) {
-        if (!['PreconditionFailed', 'NoSuchUpload', 'ConditionalRequestConflict'].includes(s3Code(error) ?? ''))
-          throw error
+        failure = error
       }
-      const there = await this.#head(key)
+      const there = await this.#head(key).catch((error) => {
+        throw failure === undefined || completedBefore.has(s3Code(failure) ?? '') ? error : failure
+      })
       if (there.sizeBytes !== sizeBytes || there.checksum !== checksum)
         throw new Transient('ChecksumMismatch', `The object at ${key} is another one.`)
     })
