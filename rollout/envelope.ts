@@ -70,11 +70,14 @@ const indexPayload = z.object({
 export type IndexPayload = z.infer<typeof indexPayload>
 
 /**
- * A sequence above all that are known, and one that nobody else thinks of: a hub that is restored from a backup while its
- * clock is behind would count on from where it was before, with the same numbers for other words.
+ * A sequence above all that are known: the time, so that it is higher than that of a goal that was deleted a moment ago.
+ * Where the clock is behind it is one that nobody else thinks of: a hub that is restored from a backup would count on from
+ * where it was before, with the same numbers for other words.
  */
 export function nextSequence(known: number[], nowMs: number, random: () => number): number {
-  return Math.max(nowMs, ...known.map((sequence) => sequence + 1)) + Math.floor(random() * 1000)
+  const next = Math.max(...known) + 1
+  const behindMs = next - nowMs
+  return behindMs <= 0 ? nowMs : next + Math.floor(random() * Math.min(behindMs, 1000))
 }
 
 /** SHA-256 of the template's canonical JSON, first 16 hex digits: equal templates have equal hashes. */
