@@ -18,6 +18,15 @@ export function span(ms: number): string {
   return `${Math.floor(seconds / 86_400)}d`
 }
 
+/** As `950 B`, `1.2 GB`, `324 MB`. */
+export function size(bytes: number): string {
+  const units = ['B', 'kB', 'MB', 'GB', 'TB']
+  let unit = 0
+  let amount = bytes
+  for (; amount >= 1000 && unit < units.length - 1; unit++) amount /= 1000
+  return `${unit === 0 || amount >= 100 ? Math.round(amount) : amount.toFixed(1)} ${units[unit]}`
+}
+
 interface Table<T> {
   head: string[]
   row: (item: T) => string[]

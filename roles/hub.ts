@@ -16,6 +16,7 @@ import { RegionalGoalState } from '../api/regionalGoalState.ts'
 import { Replicas } from '../artifacts/replicas.ts'
 import { registerConsole } from '../console/routes.ts'
 import { ArtifactController } from '../controllers/artifact/controller.ts'
+import { registerFetchRoute } from '../controllers/artifact/fetchRoute.ts'
 import { BuildJobController } from '../controllers/buildJob/controller.ts'
 import { FinishedJobs } from '../controllers/buildJob/finishedJobs.ts'
 import { HistoryPruner } from '../controllers/buildJob/historyPruner.ts'
@@ -264,6 +265,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   const people = { cluster, database: builds, tokens: new TokenReviewer(cluster, undefined) }
   registerLogRoute(server, { ...people, homeStore, jobs: jobsHere, clock })
   registerHistoryRoutes(server, { ...people, buildJob: (key) => buildJobs.get(key), pipeline, onChange: queued })
+  registerFetchRoute(server, { ...people, artifact: (key) => artifacts.get(key), homeStore })
   registerWorkersRoute(server, { ...people, namespace: options.namespace, alarmMs: options.alarm })
   registerConsole(server)
   const { url } = await listen(server, options.listen)

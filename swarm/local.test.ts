@@ -6,7 +6,7 @@ import * as assert from 'uvu/assert'
 import { Chunker } from '../artifacts/chunker.ts'
 import { until } from '../hack/parts/process.ts'
 import { assertRelease, Playground, type Sample, sampleOf, within, writeRelease } from './fixture.ts'
-import type { LocalRelease } from './localChunks.ts'
+import { LocalChunks, type LocalRelease } from './localChunks.ts'
 import { RawListener } from './rawPeer.ts'
 import { messageId } from './wire.ts'
 
@@ -57,6 +57,8 @@ test('bytes put into a big file: only the blocks around them are fetched', async
   await assertRelease(join(playground.dir, 'leech', 'release'), next)
   const { takenFromLocalBytes, downloadedFromPeersBytes } = leech.stats()
   assert.is(takenFromLocalBytes + downloadedFromPeersBytes, next.blob.length)
+  await using known = new LocalChunks(next.descriptor, local, () => undefined)
+  assert.is(known.wholeBlocksBytes(), takenFromLocalBytes, 'known before')
   // chunks of up to 16 KiB, in units of as much
   assert.ok(downloadedFromPeersBytes > 0 && downloadedFromPeersBytes <= 6 * (16 << 10), `${downloadedFromPeersBytes}`)
 })

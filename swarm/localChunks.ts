@@ -1,6 +1,7 @@
 import { readChunks } from '../api/chunks.ts'
 import { pieceSizeBytes, type Torrent } from '../api/torrent.ts'
 import { TorrentFiles } from './files.ts'
+import { STANDARD_BLOCK_BYTES } from './request.ts'
 
 /** A release on this disk: `dir` is the folder that its torrent's paths begin in. */
 export interface LocalRelease {
@@ -77,6 +78,17 @@ export class LocalChunks implements AsyncDisposable {
         return { unit, units: (end === sizeBytes ? Math.ceil(end / unitBytes) : Math.floor(end / unitBytes)) - unit }
       })
       .filter(({ units }) => units > 0)
+  }
+
+  /** What of the torrent is not fetched: its bytes that are there, in whole blocks. */
+  wholeBlocksBytes(): number {
+    let bytes = 0
+    for (const piece of this.#stretches.keys()) {
+      const sizeBytes = pieceSizeBytes(this.#torrent, piece)
+      for (const { unit, units } of this.runs(piece, STANDARD_BLOCK_BYTES))
+        bytes += Math.min(sizeBytes, (unit + units) * STANDARD_BLOCK_BYTES) - unit * STANDARD_BLOCK_BYTES
+    }
+    return bytes
   }
 
   /** Its stretches, those joined that follow each other. */

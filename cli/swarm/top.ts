@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { agentFile, type SwarmsAnswer, type SwarmView, swarmsAnswer } from '../../api/agentApi.ts'
 import { ShoalError, Transient } from '../../api/errors.ts'
 import { ApiClient } from '../../runtime/apiClient.ts'
-import { lineOf, span, widthsOf } from '../table.ts'
+import { lineOf, size, span, widthsOf } from '../table.ts'
 import { stopSignal } from './session.ts'
 
 const EVERY_MS = 1000
@@ -78,11 +78,3 @@ function table(swarms: SwarmView[]): string {
 
 /** Rounded down: what lacks a byte is not all there. */
 const share = (part: number, whole: number): string => `${whole === 0 ? 100 : Math.floor((100 * part) / whole)}%`
-
-function size(bytes: number): string {
-  const units = ['B', 'kB', 'MB', 'GB', 'TB']
-  let unit = 0
-  let amount = bytes
-  for (; amount >= 1000 && unit < units.length - 1; unit++) amount /= 1000
-  return `${unit === 0 || amount >= 100 ? Math.round(amount) : amount.toFixed(1)} ${units[unit]}`
-}

@@ -175,7 +175,7 @@ test('a deploy is shown before it is done', async () => {
   const plan = await shoal(ada, 'deploy', 'web', 'web-2', '--dry-run')
   assert.match(plan, /^1 +eu +1 +1 of 4 +1 +soak 100ms$/m)
   assert.match(plan, /^2 +us +4 +4 of 4 +2 *$/m)
-  assert.match(plan, /10 bytes to each of 8 machines/)
+  assert.match(plan, /10 B to each of 8 machines at most/)
   assert.is((await read(namespace))?.spec.artifactRef.name, 'web-1')
   assert.match(await shoal(ada, 'deploy', 'web', 'web-2'), /web rolls out web-2/)
   await rollOut(namespace, 'Ready', 'RolledOut')
