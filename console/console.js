@@ -1,5 +1,5 @@
-// The page of builds and workers. It keeps the caller's token for as long as its tab is open, asks the hub with it what
-// `shoal jobs`, `shoal logs` and `shoal workers` ask, and shows no more than that caller may see. Text from the hub is
+// The page of builds, rollouts and workers. It keeps the caller's token for as long as its tab is open, asks the hub with it what
+// `shoal jobs`, `shoal logs` and `shoal workers` ask, deploys with it, and shows no more than that caller may see. Text from the hub is
 // only ever set as text.
 const $ = (selector) => document.querySelector(selector)
 const identity = $('#identity')
@@ -24,7 +24,7 @@ function show() {
   left = new AbortController()
   const { signal } = left
   const [view, name] = location.hash.slice(1).split('/')
-  const views = { builds, log, workers }
+  const views = { builds, log, rollouts, workers }
   const chosen = views[view] ? view : 'builds'
   for (const main of document.querySelectorAll('main')) main.hidden = main.id !== chosen
   for (const link of document.querySelectorAll('nav a'))
@@ -40,9 +40,15 @@ function say(text) {
   $('#error').hidden = text === ''
 }
 
-async function ask(path, { signal, headers, method = 'GET' }) {
+async function ask(path, { signal, headers, method = 'GET', body }) {
   const authorization = `Bearer ${sessionStorage.getItem('token')}`
-  const answer = await fetch(path, { method, signal, headers: { ...headers, authorization } })
+  const json = body && { 'content-type': 'application/json' }
+  const answer = await fetch(path, {
+    method,
+    signal,
+    headers: { ...json, ...headers, authorization },
+    body: body && JSON.stringify(body),
+  })
   if (answer.ok) return answer
   const { code, message } = await answer.json().catch(() => ({ code: answer.status, message: answer.statusText }))
   throw new Error(`${code}: ${message}`)
@@ -156,6 +162,70 @@ async function* lines(body) {
     rest = parts.pop()
     for (const part of parts) if (part) yield JSON.parse(part)
   }
+}
+
+async function rollouts(signal) {
+  const path = (...names) =>
+    ['/v1/goals', sessionStorage.getItem('namespace'), ...names.map(encodeURIComponent)].join('/')
+  // A choice that is being made outlives what is shown anew around it.
+  const choices = new Map()
+  $('#goals').replaceChildren()
+  await repeat(signal, async () => {
+    const { goals, artifacts } = await (await ask(path(), { signal })).json()
+    const rows = goals.map((goal) => {
+      const { name, effective, reason, message, wave, desired, healthy, failed } = goal
+      const known = choices.get(name) ?? deployForm((artifact) => deploy(path(name, 'deploy'), name, artifact))
+      choices.set(name, known)
+      known.offer(artifacts, goal.artifact)
+      const state = reason ? badge(reason, reason) : ''
+      const counts = [`${healthy} of ${desired}`, failed ? String(failed) : '']
+      return row([name, effective ?? '', state, wave ?? '', ...counts, message ?? '', known.form])
+    })
+    if (signal.aborted) return
+    // What has the focus stays where it is: an open list would close.
+    if (!$('#goals').contains(document.activeElement)) $('#goals').replaceChildren(...rows)
+  })
+}
+
+async function deploy(path, goal, artifact) {
+  if (!confirm(`Roll out ${artifact} by ${goal}?`)) return
+  try {
+    await ask(path, { method: 'POST', body: { artifact } })
+    say('')
+  } catch (error) {
+    say(error.message)
+  }
+}
+
+/** A list of artifacts and the button that deploys the chosen one; what is not everywhere yet says so. */
+function deployForm(chosen) {
+  const form = document.createElement('form')
+  const list = document.createElement('select')
+  const button = Object.assign(document.createElement('button'), { textContent: 'Deploy' })
+  list.setAttribute('aria-label', 'artifact')
+  form.append(list, button)
+  form.addEventListener('submit', async (event) => {
+    event.preventDefault()
+    const { value } = list
+    if (document.activeElement instanceof HTMLElement) document.activeElement.blur()
+    await chosen(value)
+  })
+  let offered
+  const offer = (artifacts, current) => {
+    const now = JSON.stringify(artifacts)
+    if (now === offered) return
+    const { value } = list
+    const options = artifacts.map(({ name, deployable }) =>
+      Object.assign(document.createElement('option'), {
+        value: name,
+        textContent: deployable ? name : `${name} (not everywhere yet)`,
+      }),
+    )
+    list.replaceChildren(...options)
+    list.value = offered === undefined ? current : value
+    offered = now
+  }
+  return { form, offer }
 }
 
 async function workers(signal) {

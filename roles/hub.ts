@@ -29,6 +29,7 @@ import { configRepoController } from '../controllers/configRepo/controller.ts'
 import { WorkersController } from '../controllers/deployment/controller.ts'
 import { registerWorkersRoute } from '../controllers/deployment/workersRoute.ts'
 import { GoalStateController } from '../controllers/goalState/controller.ts'
+import { registerGoalsRoutes } from '../controllers/goalState/goalsRoutes.ts'
 import { IndexWriter } from '../controllers/goalState/indexWriter.ts'
 import { RegionalGoals } from '../controllers/goalState/regional.ts'
 import { Revisions } from '../controllers/goalState/revisions.ts'
@@ -266,6 +267,7 @@ export async function hubRole(log: Logger, signal: AbortSignal): Promise<void> {
   registerLogRoute(server, { ...people, homeStore, jobs: jobsHere, clock })
   registerHistoryRoutes(server, { ...people, buildJob: (key) => buildJobs.get(key), pipeline, onChange: queued })
   registerFetchRoute(server, { ...people, artifact: (key) => artifacts.get(key), homeStore })
+  registerGoalsRoutes(server, { ...people, goals: () => goals.list(), artifacts: () => artifacts.list() })
   registerWorkersRoute(server, { ...people, namespace: options.namespace, alarmMs: options.alarm })
   registerConsole(server)
   const { url } = await listen(server, options.listen)

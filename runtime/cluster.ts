@@ -95,6 +95,11 @@ export class Cluster implements AsyncDisposable {
     return new Cluster(this.#transport, this.#clock, this.#slots, limits)
   }
 
+  /** The same API server, as whoever this token is; its own to dispose of. */
+  as(token: string): Cluster {
+    return new Cluster(this.#transport.as(token), this.#clock, new Slots(maxRequests), this.#limits)
+  }
+
   /** The object, or undefined when there is none. */
   async get<T = AnyObject>(resource: Resource, namespace: string | undefined, name: string): Promise<T | undefined> {
     try {

@@ -38,6 +38,18 @@ export class Transport implements AsyncDisposable {
     this.#keepDispatchers()
   }
 
+  /** The same server, as whoever this token is; over connections of its own. */
+  as(token: string): Transport {
+    const cluster = this.#config.getCurrentCluster()
+    const config = new KubeConfig()
+    const name = 'caller'
+    config.loadFromOptions({
+      ...{ clusters: [cluster], users: [{ name, token }], currentContext: name },
+      contexts: [{ name, cluster: cluster?.name, user: name }],
+    })
+    return new Transport(config)
+  }
+
   /** The answer's body. Throws ApiError for what the server refuses, Transient when it does not answer. */
   async send(method: string, pathAndQuery: string, options: RawOptions): Promise<Dispatcher.ResponseData['body']> {
     const { body, impersonate, timeoutMs = 30_000 } = options

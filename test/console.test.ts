@@ -3,7 +3,9 @@ import { join } from 'node:path'
 import { type Browser, chromium, type Page } from 'playwright-core'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { GoalState } from '../api/goalState.ts'
 import { type TemporaryDir, temporaryDir } from '../hack/parts/process.ts'
+import { core } from '../runtime/core.ts'
 import { addPipeline, ended } from './pipelines.ts'
 import { bringUp, type TestSystem } from './system.ts'
 
@@ -106,6 +108,51 @@ test('one that ended is built again by a button; the list is narrowed by pipelin
     await page.locator('#jobs tr').first().waitFor({ state: 'detached' })
     await page.fill('input[name=pipeline]', '')
     await page.locator('#jobs').getByText('seen-').waitFor()
+    assert.equal(complaints, [])
+  }))
+
+test('a release is deployed by a button, as whoever the token is', () =>
+  up.explain(async () => {
+    const { namespace } = up.system.state
+    const { cluster } = up.kube
+    const pipeline = await addPipeline(up, 'released')
+    const jobs: string[] = []
+    for (const version of [1, 2]) {
+      const { job } = await pipeline.push(`mkdir out; echo ${version} >out/a`)
+      await ended(up, job)
+      jobs.push(job)
+    }
+    const [first = '', second = ''] = jobs
+    const spec = { artifactRef: { name: first }, activation: { command: ['./a'] } }
+    await cluster.apply(GoalState, GoalState.make({ name: 'released', namespace }, spec), { fieldManager: 'test' })
+    const metadata = { name: 'reader', namespace }
+    const rules = [{ apiGroups: ['shoal.dev'], resources: ['goalstates', 'artifacts'], verbs: ['get', 'list'] }]
+    await cluster.create(core.Role, { metadata, rules })
+    await cluster.create(core.RoleBinding, {
+      metadata,
+      roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: 'reader' },
+      subjects: [{ kind: 'ServiceAccount', name: 'reader', namespace }],
+    })
+    const wanted = async () =>
+      GoalState.parse(await cluster.get(GoalState, namespace, 'released')).spec.artifactRef.name
+
+    page.on('dialog', (dialog) => dialog.accept())
+    await page.getByRole('link', { name: 'Rollouts' }).click()
+    const goal = page.locator('#goals tr').filter({ hasText: 'released' })
+    const deploy = async () => {
+      await goal.getByRole('combobox').selectOption(second)
+      await goal.getByRole('button', { name: 'Deploy' }).click()
+    }
+    await use(namespace, await up.system.hubServer.serviceAccountToken(namespace, 'reader'))
+    await goal.locator('td').nth(1).filter({ hasText: first }).waitFor()
+    await deploy()
+    await alarm(/Forbidden.*patch/)
+    assert.is(await wanted(), first)
+    await use(namespace, up.system.hubServer.token)
+    await deploy()
+    await goal.locator('td').nth(1).filter({ hasText: second }).waitFor()
+    await goal.getByText('RolledOut').waitFor()
+    assert.is(await wanted(), second)
     assert.equal(complaints, [])
   }))
 

@@ -6,10 +6,18 @@ import { promisify } from 'node:util'
 import { Agent, fetch } from 'undici'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { z } from 'zod'
+import { Artifact } from '../../api/artifact.ts'
 import { GoalState, GoalStateRevision } from '../../api/goalState.ts'
+import { goalsAnswer } from '../../api/goalsApi.ts'
 import { Region } from '../../api/region.ts'
 import { applyAdmission } from '../../hack/parts/admission.ts'
 import { until } from '../../hack/parts/process.ts'
+import { ApiClient } from '../../runtime/apiClient.ts'
+import { TokenReviewer } from '../../runtime/identity.ts'
+import { createLogger } from '../../runtime/log.ts'
+import { Metrics } from '../../runtime/metrics.ts'
+import { createServer as createApi, listen } from '../../runtime/server.ts'
 import {
   addRegion,
   api,
@@ -26,6 +34,7 @@ import {
   rollOut,
   told,
 } from './fixture.ts'
+import { registerGoalsRoutes } from './goalsRoutes.ts'
 
 const test = suite('people and rollouts')
 const root = join(import.meta.dirname, '../..')
@@ -38,6 +47,7 @@ const rules = {
     { apiGroups: ['shoal.dev'], resources: ['goalstaterevisions/status'], verbs: ['patch', 'update'] },
   ],
   deploys: [{ apiGroups: ['shoal.dev'], resources: ['goalstates', 'artifacts'], verbs: ['get', 'patch'] }],
+  lists: [{ apiGroups: ['shoal.dev'], resources: ['goalstates', 'artifacts'], verbs: ['list'] }],
   approves: [{ apiGroups: ['shoal.dev'], resources: ['goalstates'], verbs: ['approve'] }],
 }
 async function person(namespace: string, name: string, ...may: (keyof typeof rules)[]): Promise<string> {
@@ -180,6 +190,48 @@ test('a deploy is shown before it is done', async () => {
   assert.match(await shoal(ada, 'deploy', 'web', 'web-2'), /web rolls out web-2/)
   await rollOut(namespace, 'Ready', 'RolledOut')
   assert.is((await read(namespace))?.status?.effective?.artifact, 'web-2')
+})
+
+test('the page shows goals to who may list them, and deploys as whoever asks', async () => {
+  const namespace = await newNamespace()
+  for (const name of ['web-1', 'web-2']) await artifact(namespace, name)
+  await apply(namespace, 'web-1')
+  await rollOut(namespace, 'Ready', 'RolledOut')
+  const [goal, found] = [await read(namespace), Artifact.parse(await cluster.get(Artifact, namespace, 'web-2'))]
+  const server = createApi({ log: createLogger('test', 'silent'), metrics: new Metrics() })
+  registerGoalsRoutes(server, {
+    ...{ cluster, tokens: new TokenReviewer(cluster, undefined) },
+    ...{ goals: () => (goal ? [goal] : []), artifacts: () => [found] },
+  })
+  const { url } = await listen(server, { host: '127.0.0.1', port: 0 })
+  try {
+    await person(namespace, 'ada', 'lists', 'deploys')
+    await person(namespace, 'grace', 'steers')
+    const ask = async (name: string, method: 'GET' | 'POST', path: string, body?: object) => {
+      const token = await api.serviceAccountToken(namespace, name)
+      await using client = new ApiClient({ baseUrl: url, token: () => token })
+      const asked = client.request(method, `/v1/goals/${path}`, { schema: z.unknown(), ...(body && { body }) })
+      return await asked.catch(({ code }: { code?: string }) => code)
+    }
+    const deploy = (name: string, to: object) => ask(name, 'POST', `${namespace}/web/deploy`, to)
+    assert.is(await ask('grace', 'GET', namespace), 'Forbidden', 'of artifacts she may list none')
+    const { goals, artifacts } = goalsAnswer.parse(await ask('ada', 'GET', namespace))
+    const [shown] = goals
+    assert.equal(
+      [shown?.name, shown?.artifact, shown?.effective, shown?.healthy, shown?.reason],
+      ['web', 'web-1', 'web-1', 8, 'RolledOut'],
+    )
+    assert.equal(artifacts, [{ name: 'web-2', deployable: false }])
+    assert.is(await ask('ada', 'GET', 'elsewhere'), 'Forbidden')
+    assert.is(await deploy('grace', { artifact: 'web-2' }), 'Forbidden')
+    assert.is(await deploy('ada', { artifact: 'web-9' }), 'NotFound')
+    assert.is(await deploy('ada', {}), 'Invalid')
+    assert.is((await read(namespace))?.spec.artifactRef.name, 'web-1')
+    assert.equal(await deploy('ada', { artifact: 'web-2' }), {})
+    assert.is((await read(namespace))?.spec.artifactRef.name, 'web-2')
+  } finally {
+    await server.close()
+  }
 })
 
 test('undo goes back from what was rolled out to what worked before, which machines still have', async () => {
