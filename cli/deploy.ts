@@ -4,6 +4,7 @@ import { type FetchAnswer, fetchAnswer } from '../api/artifactApi.ts'
 import { ShoalError } from '../api/errors.ts'
 import { GoalState, type Wave } from '../api/goalState.ts'
 import { durationMs, type IntOrPercent, resolveCount } from '../api/meta.ts'
+import { fallbackOf } from '../rollout/effective.ts'
 import { type PlannedStep, planOf, wavesOf } from '../rollout/plan.ts'
 import { Cluster } from '../runtime/cluster.ts'
 import { type HubOptions, openApi, withHub } from './hub.ts'
@@ -68,9 +69,12 @@ function expectedMs(o: {
 
 /** The releases that machines have: the one that runs, and the one to go back to. */
 function onDiskOf({ status }: GoalState): string[] {
-  const { effective, lastGood, goodBefore } = status ?? {}
-  const kept = [lastGood, goodBefore].find((each) => each && each.template !== effective?.template)
-  return [...new Set([effective, kept].flatMap((each) => (each ? [each.artifact] : [])))]
+  const { effective } = status ?? {}
+  return [
+    ...new Set(
+      [effective, fallbackOf(status ?? {}, effective?.template)].flatMap((each) => (each ? [each.artifact] : [])),
+    ),
+  ]
 }
 
 /** What a machine with these releases fetches, when it is said which hub to ask. */

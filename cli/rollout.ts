@@ -1,6 +1,7 @@
 import type { Command } from 'commander'
 import { ShoalError } from '../api/errors.ts'
 import { GoalState, GoalStateRevision } from '../api/goalState.ts'
+import { fallbackOf } from '../rollout/effective.ts'
 import { wavesOf } from '../rollout/plan.ts'
 import { say, type Word } from '../rollout/words.ts'
 import { ApiError, Cluster } from '../runtime/cluster.ts'
@@ -103,13 +104,12 @@ const abort: Deed = {
 
 const undo: Deed = {
   plan({ goal, revisions, effective }, { to }) {
-    const { lastGood, goodBefore } = goal.status ?? {}
     const target = to === undefined ? undefined : revisions.find(({ spec }) => spec.revision === to)
     if (to !== undefined && !target) throw new ShoalError('NotFound', `${goal.metadata.name} has no revision ${to}`)
     if (target?.spec.hash === effective.spec.hash) throw conflict(`${goal.metadata.name} runs revision ${to} already`)
     if (target?.status?.hold)
       throw conflict(`revision ${to} is held by ${target.status.hold.by}: ${target.status.hold.why}`)
-    const fallback = [lastGood, goodBefore].find((each) => each && each.template !== effective.spec.hash)?.artifact
+    const fallback = fallbackOf(goal.status ?? {}, effective.spec.hash)?.artifact
     const artifact = target?.spec.template.artifactRef.name ?? fallback
     if (artifact === undefined) throw conflict(`no other release of ${goal.metadata.name} has worked yet`)
     return { of: same(revisions, effective), word: { verb: 'Hold', to }, answer: `goes back to ${artifact}` }

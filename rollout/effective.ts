@@ -16,6 +16,12 @@ export interface Choice {
   rollback: boolean
 }
 
+/** What worked, other than this template: machines keep it on their disks, to go back to. */
+export const fallbackOf = (
+  { lastGood, goodBefore }: Pick<Status, 'lastGood' | 'goodBefore'>,
+  template: string | undefined,
+): Status['lastGood'] => [lastGood, goodBefore].find((each) => each && each.template !== template)
+
 /**
  * Which template machines shall run, when it is another than now, or the same once more; undefined: what is effective
  * stays. A template that is held is not made effective: then it is the last that worked, however many bad ones came since.

@@ -39,13 +39,11 @@ export function registerFetchRoute(server: Server, options: FetchRouteOptions): 
       if (!wanted) throw new ShoalError('NotFound', `there is no Artifact ${name} in namespace ${namespace}`)
       const store = await options.homeStore()
       const known = onDisk.flatMap((other) => options.artifact(`${namespace}/${other}`) ?? [])
-      const [torrent, ...releases] = await Promise.all([wanted, ...known].map((one) => descriptorOf(store, one)))
-      if (!torrent) throw new ShoalError('NotFound', `there is no descriptor of ${name}`)
-      await using local = new LocalChunks(
-        torrent,
-        releases.map((release) => ({ torrent: release, dir: '' })),
-        () => undefined,
+      const torrent = await descriptorOf(store, wanted)
+      const releases = await Promise.all(
+        known.map(async (one) => ({ torrent: await descriptorOf(store, one), dir: '' })),
       )
+      await using local = new LocalChunks(torrent, releases, () => undefined)
       return { sizeBytes: torrent.sizeBytes, fetchBytes: torrent.sizeBytes - local.wholeBlocksBytes() }
     },
   )

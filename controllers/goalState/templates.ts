@@ -1,5 +1,6 @@
 import type { Artifact } from '../../api/artifact.ts'
 import type { GoalState } from '../../api/goalState.ts'
+import { fallbackOf } from '../../rollout/effective.ts'
 import type { Reflector } from '../../runtime/reflector.ts'
 import { type Hashed, type Revisions, templateOf } from './revisions.ts'
 import type { GoalStatus } from './status.ts'
@@ -33,11 +34,8 @@ export class Templates {
   }
 
   /** What machines keep on disk beside the effective one, to go back to. */
-  previous(
-    goal: GoalState,
-    { lastGood, goodBefore, effective }: GoalStatus,
-  ): { template: Hashed['template']; templateHash: string } | undefined {
-    const good = [lastGood, goodBefore].find((each) => each && each.template !== effective?.template)
+  previous(goal: GoalState, status: GoalStatus): { template: Hashed['template']; templateHash: string } | undefined {
+    const good = fallbackOf(status, status.effective?.template)
     const found = good && this.of(goal, good.template)
     return found && { template: found.template, templateHash: found.hash }
   }

@@ -1,6 +1,6 @@
 import { GoalState, type Wave } from '../../api/goalState.ts'
 import { endHistory, type GoalStatus, progressOf, startRollout } from '../../controllers/goalState/status.ts'
-import { type Choice, chooseTemplate, engineName } from '../../rollout/effective.ts'
+import { type Choice, chooseTemplate, engineName, fallbackOf } from '../../rollout/effective.ts'
 import { advance, enterWave, type Gates, openWave } from '../../rollout/engine.ts'
 import { nextSequence } from '../../rollout/envelope.ts'
 import { rollbackWaves, targetOf } from '../../rollout/plan.ts'
@@ -191,9 +191,7 @@ export class Hub {
     const halted = held || gates.stopped !== undefined
     // Before the first region is told to go on: the hub may die before the others are.
     if (!halted) this.#stopped = undefined
-    const good = [this.status.lastGood, this.status.goodBefore].find(
-      (each) => each && each.template !== effective.template,
-    )
+    const good = fallbackOf(this.status, effective.template)
     for (const region of this.names) {
       const order = {
         ...{ template: effective.template, revision: effective.revision, previous: good?.template },
