@@ -50,6 +50,8 @@ export function addDeploy(program: Command): void {
 
 /** Stopping the old one and starting the new, for an application that does neither slowly. */
 const switchMs = 5000
+/** A machine's link, for as long as nobody measured it: 1 Gbit/s. All fetch side by side, before the first wave. */
+const linkBytesPerSecond = 125e6
 
 /** Regions of a wave go side by side; in a region so many machines at once as may be down. */
 function expectedMs(o: {
@@ -124,15 +126,16 @@ function showPlan({ metadata, spec, status }: GoalState, artifact: Artifact, toF
       return [wave, region, changes, `${of} of ${desired}`, atOnce, waits.filter(Boolean).join(', ')].map(String)
     }),
   ]
-  const took = expectedMs({ waves, regions, maxUnavailable, activation: spec.activation })
+  const tookMs = expectedMs({ waves, regions, maxUnavailable, activation: spec.activation })
   const widths = widthsOf(lines)
   for (const line of lines) console.log(lineOf(line, widths))
   const machines = regions.reduce((sum, { desired }) => sum + desired, 0)
   const soaksMs = waves.reduce((sum, { soak }) => sum + durationMs(soak), 0)
   const lacking = (artifact.status?.replicas ?? []).filter(({ state }) => state !== 'Replicated')
   console.log(`${movedBy(artifact, machines, toFetch)}; soaks ${span(soaksMs)} in all`)
+  const fetchMs = (1000 * (toFetch.fetch?.fetchBytes ?? artifact.spec.sizeBytes)) / linkBytesPerSecond
   console.log(
-    `expected: ${span(took)} once it is fetched, if each step of a wave takes minHealthy and ${switchMs / 1000} s to switch`,
+    `expected: ${span(fetchMs + tookMs)}, of which ${span(fetchMs)} to fetch it at 1 Gbit/s, if each step of a wave takes minHealthy and ${switchMs / 1000} s to switch`,
   )
   if (lacking.length > 0) console.log(`it begins once it is in ${lacking.map(({ region }) => region).join(', ')}`)
 }

@@ -129,14 +129,25 @@ test('shoal deploy --dry-run says how much machines fetch', async () => {
   const object = { metadata: { name: 'web', namespace }, status }
   await cluster.apply(GoalState, object, { fieldManager: 'hub', subresource: 'status' })
   const KUBECONFIG = await api.kubeconfigFor(ada, namespace)
-  const shoal = async (...args: string[]) => {
-    const command = [join(import.meta.dirname, '../../main.ts'), 'deploy', 'web', 'web-2', '--dry-run', ...args]
+  const shoal = async (artifact: string, ...args: string[]) => {
+    const command = [join(import.meta.dirname, '../../main.ts'), 'deploy', 'web', artifact, '--dry-run', ...args]
     const { stdout } = await promisify(execFile)(process.execPath, command, { env: { ...process.env, KUBECONFIG } })
     return stdout
   }
-  assert.match(await shoal(), /web-2: 8\.0 MB to each of 20 machines at most, less what is on disk; --hub tells/)
-  const plan = await shoal('--hub', url)
+  assert.match(await shoal('web-2'), /web-2: 8\.0 MB to each of 20 machines at most, less what is on disk; --hub tells/)
+  const plan = await shoal('web-2', '--hub', url)
   assert.match(plan, /web-2: 8\.0 MB, of which [\d.]+ k?M?B is not in web-1 and web-3: [\d.]+ MB to 20 machines/)
+  const { spec: small } = artifacts.get(`${namespace}/web-2`) as Artifact
+  const large = Artifact.make({ name: 'web-4', namespace }, { ...small, sizeBytes: 5e9 })
+  await cluster.apply(Artifact, large, { fieldManager: 'test' })
+  const seconds = async (artifact: string) =>
+    /expected: (\d+)s, of which (\d+)s to fetch it at 1 Gbit/
+      .exec(await shoal(artifact))
+      ?.slice(1)
+      .map(Number) ?? []
+  const [shortest = 0, atOnce] = await seconds('web-2')
+  assert.ok(shortest > 0)
+  assert.equal([atOnce, await seconds('web-4')], [0, [shortest + 40, 40]])
 })
 
 test.run()
