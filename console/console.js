@@ -1,6 +1,6 @@
-// The page of builds, rollouts and workers. It keeps the caller's token for as long as its tab is open, asks the hub with it what
-// `shoal jobs`, `shoal logs` and `shoal workers` ask, deploys with it, and shows no more than that caller may see. Text from the hub is
-// only ever set as text.
+// The page of builds, rollouts and workers. It keeps the caller's token for as long as its tab is open, asks the hub with
+// it what `shoal jobs`, `shoal logs` and `shoal workers` ask, deploys with it, and shows no more than that caller may
+// see. Text from the hub is only ever set as text.
 const $ = (selector) => document.querySelector(selector)
 const identity = $('#identity')
 const refreshMs = 3000

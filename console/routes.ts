@@ -1,6 +1,6 @@
 /**
- * console/: the hub's page of builds, rollouts and workers. Plain files, served at /console/ to anybody: what they show they ask of
- * the hub's API with the token that the person at the page gives, so it is what that person may see.
+ * console/: the hub's page of builds, rollouts and workers. Plain files, served at /console/ to anybody: what they show
+ * they ask of the hub's API with the token that the person at the page gives, so it is what that person may see.
  */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'

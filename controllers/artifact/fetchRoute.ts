@@ -27,14 +27,15 @@ const query = z.object({
     .refine((names) => names.length <= mostOnDisk, `at most ${mostOnDisk}, which is what a machine keeps`),
 })
 
-/** api/artifactApi.ts: for whoever may get the artifact. Any replica answers. */
+/** api/artifactApi.ts: for whoever may get all of these artifacts. Any replica answers. */
 export function registerFetchRoute(server: Server, options: FetchRouteOptions): void {
   server.get<{ Params: { namespace: string; name: string } }>(
     '/v1/artifacts/:namespace/:name/fetch',
     async (request): Promise<FetchAnswer> => {
       const { namespace, name } = request.params
-      await authorize(options, request, { verb: 'get', resource: Artifact.plural, namespace, name })
       const { onDisk } = query.parse(request.query)
+      for (const each of [name, ...onDisk])
+        await authorize(options, request, { verb: 'get', resource: Artifact.plural, namespace, name: each })
       const wanted = options.artifact(`${namespace}/${name}`)
       if (!wanted) throw new ShoalError('NotFound', `there is no Artifact ${name} in namespace ${namespace}`)
       const store = await options.homeStore()
