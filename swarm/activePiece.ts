@@ -120,7 +120,7 @@ export class ActivePiece {
     this.#doneUnits = 0
   }
 
-  /** The first free units, up to `max`. */
+  /** The first free units, up to the next multiple of `max`: so what a peer reads for one block serves the others. */
   freeRun(max: number): { unit: number; units: number } | undefined {
     if (this.checking) return undefined
     return this.#run(max, (unit) => this.states[unit] === FREE)
@@ -135,8 +135,9 @@ export class ActivePiece {
   #run(max: number, fits: (unit: number) => boolean): { unit: number; units: number } | undefined {
     for (let unit = 0; unit < this.states.length; unit++) {
       if (!fits(unit)) continue
+      const limit = Math.min(this.states.length, unit + max - (unit % max))
       let end = unit + 1
-      while (end < this.states.length && end - unit < max && fits(end)) end++
+      while (end < limit && fits(end)) end++
       return { unit, units: end - unit }
     }
     return undefined

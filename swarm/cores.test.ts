@@ -2,12 +2,15 @@
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { ActivePiece } from './activePiece.ts'
 import { AddressBook } from './addresses.ts'
 import { Bans } from './bans.ts'
 import { Bitfield } from './bitfield.ts'
 import { Blame } from './blame.ts'
 import { chooseUnchoked } from './choker.ts'
 import { PiecePicker } from './picker.ts'
+import { blockBytesOf } from './pipeline.ts'
+import { Speed } from './rate.ts'
 import { parseRateSchedule } from './rateSchedule.ts'
 import { encodeBlockHeader, encodeHandshake, encodeMessage, encodeNumbers, messageId, WireDecoder } from './wire.ts'
 
@@ -227,6 +230,39 @@ test('messages come out the same however the bytes are cut', () => {
   const whole = decode([])
   assert.is(whole.length, 6)
   fc.assert(fc.property(fc.array(fc.nat(1000)), (cuts) => assert.equal(decode(cuts), whole)))
+})
+
+test('blocks are powers of two, no larger than understood, and large only where answers come at once', () => {
+  const peer = (blockBytes: number, bytesPerSecond: number, windowBytes: number) => {
+    const received = new Speed(0)
+    received.bytesPerSecond = bytesPerSecond
+    return { blockBytes, windowBytes, received }
+  }
+  assert.is(blockBytesOf(peer(16 << 10, 1e9, 8 << 20)), 16 << 10)
+  assert.is(blockBytesOf(peer(512 << 10, 0, 0)), 32 << 10)
+  assert.is(blockBytesOf(peer(512 << 10, 1.5e6, 0)), 64 << 10)
+  assert.is(blockBytesOf(peer(512 << 10, 1e9, 0)), 128 << 10)
+  assert.is(blockBytesOf(peer(512 << 10, 1e9, 8 << 20)), 512 << 10)
+  assert.is(blockBytesOf(peer(300_000, 1e9, 8 << 20)), 256 << 10)
+})
+
+test('a block never reaches over a multiple of its size', () => {
+  const buffer = { bytes: new Uint8Array(0), uses: 1 }
+  const piece = new ActivePiece({ index: 0, sizeBytes: 640 << 10, buffer, oneSender: false, units: 40 })
+  const runs: [unit: number, units: number][] = []
+  for (const max of [2, 4, 16, 16, 16, 16]) {
+    const run = piece.freeRun(max)
+    if (!run) break
+    for (let unit = run.unit; unit < run.unit + run.units; unit++) piece.ask(unit)
+    runs.push([run.unit, run.units])
+  }
+  assert.equal(runs, [
+    [0, 2],
+    [2, 2],
+    [4, 12],
+    [16, 16],
+    [32, 8],
+  ])
 })
 
 test.run()

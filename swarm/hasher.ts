@@ -9,8 +9,8 @@ interface Waiting {
 }
 
 /**
- * Digests in worker threads: 1.7 GB/s each where the CPU has SHA instructions. They start with the first piece and
- * keep no process alive that has nothing else to do.
+ * Digests in worker threads: 1.7 GB/s each where the CPU has SHA instructions. They keep no process alive that has
+ * nothing else to do.
  */
 export class Hasher implements AsyncDisposable {
   readonly #threads: number
@@ -21,6 +21,12 @@ export class Hasher implements AsyncDisposable {
 
   constructor(threads: number) {
     this.#threads = threads
+  }
+
+  /** They take a while to start: soon there will be something to hash. */
+  start(): void {
+    for (let slot = 0; slot < this.#threads; slot++) this.#worker(slot)
+    this.#unrefIdle()
   }
 
   /** Digest of the first `sizeBytes`. The buffer must not change meanwhile. */
@@ -47,13 +53,17 @@ export class Hasher implements AsyncDisposable {
     worker.on('message', ({ id, digest }: HashResult) => {
       this.#waiting.get(id)?.resolve(digest)
       this.#waiting.delete(id)
-      if (this.#waiting.size === 0) for (const idle of this.#workers) idle.unref()
+      this.#unrefIdle()
     })
     worker.on('error', (error) => {
       delete this.#workers[slot]
       this.#failAll(error instanceof Error ? error : new Error(String(error)))
     })
     return worker
+  }
+
+  #unrefIdle(): void {
+    if (this.#waiting.size === 0) for (const idle of this.#workers) idle.unref()
   }
 
   #failAll(error: Error): void {

@@ -36,6 +36,11 @@ export class Neighbours {
     return this.#bans.list()
   }
 
+  /** Someone may want pieces of us; a seed that spreads says less than it has. */
+  get lackSomething(): boolean {
+    return [...this.joined].some((peer) => !peer.has.full && !peer.spreads)
+  }
+
   add(addresses: Address[]): void {
     const nowMs = this.#o.clock.nowMs()
     for (const address of addresses) if (!this.#bans.bansAddress(address)) this.#addresses.add(address, nowMs)

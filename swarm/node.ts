@@ -103,6 +103,7 @@ export class SwarmNode implements AsyncDisposable {
     const { torrent, dir, mode = 'release', stateFile, signal } = options
     const { infoHash } = torrent
     if (this.#swarms.has(infoHash)) throw new ShoalError('Conflict', `The swarm ${infoHash} is open already.`)
+    this.#hasher.start()
     const store = await PieceStore.open({
       torrent,
       dir,

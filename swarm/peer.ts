@@ -17,7 +17,7 @@ import { type Request, STANDARD_BLOCK_BYTES } from './request.ts'
 import { encodeHandshake, encodeMessage, type Handshake, keepAlive, messageId, WireDecoder, WireError } from './wire.ts'
 
 /** Between agents: fewer messages, the same bytes. */
-export const AGENT_BLOCK_BYTES = 128 << 10
+export const AGENT_BLOCK_BYTES = 512 << 10
 export const MAX_REQUESTS = 512
 const HANDSHAKE_TIMEOUT_MS = 5000
 const KEEP_ALIVE_MS = 60_000

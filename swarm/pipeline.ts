@@ -16,6 +16,9 @@ const MAX_PIPELINE_BYTES = 8 << 20
  */
 const BLOCK_SECONDS = 0.05
 const MIN_BLOCK_BYTES = 32 << 10
+const MAX_HOP_BLOCK_BYTES = 128 << 10
+/** Of a peer that answers promptly, as large as makes so many of what it is asked for at once: fewer messages. */
+const BLOCKS_AT_ONCE = 16
 /**
  * Without a block for so many times what one took lately, between these bounds, what it was asked for is asked of others:
  * a machine that lost its power says nothing, and holds pieces that others could give.
@@ -30,10 +33,12 @@ export function blockTimeoutMs({ tookMs, receivedBytes }: Peer): number {
   return Math.min(MAX_BLOCK_TIMEOUT_MS, Math.max(MIN_BLOCK_TIMEOUT_MS, BLOCK_TIMEOUT_TIMES * tookMs))
 }
 
-/** As large as both understand, and no longer on its way than said. */
-export function blockBytesOf(peer: Peer): number {
-  const inTimeBytes = Math.floor((peer.received.bytesPerSecond * BLOCK_SECONDS) / MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
-  return Math.min(peer.blockBytes, Math.max(MIN_BLOCK_BYTES, inTimeBytes))
+/** A power of two, no more than both understand. */
+export function blockBytesOf(peer: Pick<Peer, 'blockBytes' | 'windowBytes' | 'received'>): number {
+  const inTimeBytes = Math.min(MAX_HOP_BLOCK_BYTES, peer.received.bytesPerSecond * BLOCK_SECONDS)
+  const promptBytes = peer.windowBytes / BLOCKS_AT_ONCE
+  const sizeBytes = Math.min(peer.blockBytes, Math.max(MIN_BLOCK_BYTES, inTimeBytes, promptBytes))
+  return 2 ** Math.floor(Math.log2(sizeBytes))
 }
 
 /** How much to ask of it at once. */

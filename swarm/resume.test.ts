@@ -1,10 +1,13 @@
 import { spawn } from 'node:child_process'
-import { mkdir, open, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises'
+import { mkdir, open, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { until } from '../hack/parts/process.ts'
-import { assertRelease, Playground, sampleArtifact, within } from './fixture.ts'
+import { systemClock } from './clock.ts'
+import { assertRelease, Playground, sampleArtifact, within, writeRelease } from './fixture.ts'
+import { SwarmNode } from './node.ts'
+import { loadProgress } from './progress.ts'
 
 const test = suite('resume')
 const sample = sampleArtifact({ 'a/x': 4_000_001, 'bin/y': 6_000_000, z: 3_000_000 }, 128 << 10)
@@ -144,6 +147,27 @@ test('a process killed at any moment goes on where it was, and ends right', asyn
   }
   const fetched = await fetchRest(playground, 'm')
   assert.ok(fetched < sizeBytes - (had - 5) * pieceLengthBytes, `${fetched} bytes though ${had} pieces were there`)
+})
+
+test('a fast download records what came without waiting for its time', async () => {
+  await using playground = await Playground.create()
+  const large = sampleArtifact({ x: 140 << 20 }, 1 << 20)
+  // it lacks the last piece, so nobody ends
+  const seedFolder = join(playground.dir, 'seed', 'release')
+  await writeRelease(seedFolder, large)
+  await truncate(join(seedFolder, 'x'), 139 << 20)
+  const seed = await playground.node()
+  await playground.open(seed, large, { name: 'seed' })
+  const never = () => () => {}
+  await using node = await SwarmNode.listen({
+    ...{ host: '127.0.0.1', port: 0, log: { debug() {}, info() {}, error() {} } },
+    clock: { ...systemClock, every: (ms, run) => (ms > 1000 ? never() : systemClock.every(ms, run)) },
+  })
+  const leech = await playground.open(node, large, { name: 'm' })
+  leech.addPeers([{ host: '127.0.0.1', port: seed.port }])
+  const state = join(playground.dir, 'm', 'state')
+  await until('it is recorded', async () => ((await loadProgress(state, large.descriptor))?.pieces.count ?? 0) >= 128)
+  assert.ok(leech.missingCount > 0)
 })
 
 test('an aborted swarm rejects and can be opened again', async () => {

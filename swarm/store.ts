@@ -25,6 +25,8 @@ export class PieceStore implements AsyncDisposable {
   readonly #seen: Bitfield
   #saving: Promise<void> = Promise.resolve()
   #unsaved = false
+  /** Written since the last save began. */
+  unsavedBytes = 0
 
   private constructor(o: {
     torrent: Torrent
@@ -110,7 +112,9 @@ export class PieceStore implements AsyncDisposable {
 
   /** Writes a piece that was verified. @throws as `diskErrors`. */
   async write(index: number, buffer: PieceBuffer): Promise<void> {
-    await this.#files.write(index, buffer.bytes.subarray(0, pieceSizeBytes(this.#torrent, index)))
+    const sizeBytes = pieceSizeBytes(this.#torrent, index)
+    await this.#files.write(index, buffer.bytes.subarray(0, sizeBytes))
+    this.unsavedBytes += sizeBytes
     this.#mark(index)
   }
 
@@ -164,6 +168,7 @@ export class PieceStore implements AsyncDisposable {
     if (!this.#unsaved) return
     const stateFile = this.#stateFile
     this.#unsaved = false
+    this.unsavedBytes = 0
     // the bits as they are before the sync: what is written during it is not promised
     const pieces = new Bitfield(this.pieces.size)
     for (let i = 0; i < pieces.size; i++) if (this.pieces.has(i)) pieces.add(i)

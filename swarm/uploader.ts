@@ -163,7 +163,8 @@ export class Uploader {
     peer.flush()
     // the callback comes in any case, also when the socket fails
     socket.write(buffer.bytes.subarray(at, at + sizeBytes), () => this.#o.buffers.release(buffer))
-    socket.uncork()
+    // with all that is sent in this turn of the event loop: in writes of 128 KiB the kernel needs twice the time
+    setImmediate(() => socket.uncork())
     this.uploadedBytes += sizeBytes
     this.#sent.add(sizeBytes)
     if (socket.writableLength <= MAX_UNSENT_BYTES) return

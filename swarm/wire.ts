@@ -101,7 +101,8 @@ export class WireDecoder {
   #copyBlock(chunk: Buffer, at: number): number {
     const block = this.#block
     const taken = Math.min(chunk.length - at, block.sizeBytes - block.doneBytes)
-    this.#target?.set(chunk.subarray(at, at + taken), block.doneBytes)
+    // not `set`, which copies into shared memory a word at a time
+    if (this.#target) chunk.copy(this.#target, block.doneBytes, at, at + taken)
     block.doneBytes += taken
     if (block.doneBytes === block.sizeBytes) {
       const kept = this.#target !== undefined
