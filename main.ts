@@ -6,8 +6,9 @@ import type { Logger } from './runtime/log.ts'
 
 // A start costs 1.3 s of CPU without it and 0.5 s with it.
 enableCompileCache()
-// Node writes it when a process ends by itself: one that is killed would start as slowly the next time.
-setTimeout(flushCompileCache, 2000).unref()
+// Node writes it when a process ends by itself: one that is killed would start as slowly the next time. What was compiled
+// by then is kept, once, so not too soon.
+setTimeout(flushCompileCache, 60_000).unref()
 
 type Role = (log: Logger, signal: AbortSignal) => Promise<void>
 

@@ -17,10 +17,11 @@ import type { PieceStore } from './store.ts'
 const TICK_MS = 250
 const SAVE_MS = 5000
 /**
- * Saved sooner when so much came: a disk that is told of 1 GiB at the end alone keeps everyone waiting for it, half a
- * second here of three in all.
+ * Saved sooner when so much came, and the less the less is missing: a disk that is told of 1 GiB at the end alone keeps
+ * everyone waiting for it, half a second of three.
  */
-const SAVE_BYTES = 128 << 20
+const MAX_UNSAVED_BYTES = 128 << 20
+const MIN_UNSAVED_BYTES = 32 << 20
 const ADVANCES_MS = 1000
 
 export interface SwarmOptions {
@@ -275,7 +276,9 @@ export class Swarm implements AsyncDisposable {
   async #keep(index: number, buffer: PieceBuffer, fromOrigin: boolean): Promise<void> {
     await this.#p.store.write(index, buffer)
     if (!this.#closing && this.#exchange.neighbours.lackSomething) this.#blocks.keep(index, buffer)
-    if (this.#p.store.unsavedBytes >= SAVE_BYTES) this.#save()
+    const missingBytes = this.missingCount * this.#torrent.pieceLengthBytes
+    const most = Math.max(MIN_UNSAVED_BYTES, Math.min(MAX_UNSAVED_BYTES, missingBytes))
+    if (this.#p.store.unsavedBytes >= most) this.#save()
     this.#origin.gained()
     this.#exchange.gained(index, fromOrigin)
     this.#p.options.onHave?.(index)

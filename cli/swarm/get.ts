@@ -1,4 +1,5 @@
 import { rm, writeFile } from 'node:fs/promises'
+import { flushCompileCache } from 'node:module'
 import type { Swarm } from '../../swarm/swarm.ts'
 import { aborted, openSession, type SessionOptions, stateFileOf, stopSignal } from './session.ts'
 
@@ -34,7 +35,9 @@ export async function get(torrentPath: string, options: GetOptions): Promise<voi
   if (options.done !== undefined) await writeFile(options.done, '')
   if (options.json) console.log(JSON.stringify({ done: true, seconds: seconds(), ...swarm.stats() }))
   else console.error(`${torrent.name} is there and verified, after ${seconds()} s`)
-  if (options.keepSeeding) await aborted(signal)
+  if (!options.keepSeeding) return
+  flushCompileCache()
+  await aborted(signal)
 }
 
 function showProgress(swarm: Swarm, o: { json: boolean; seconds: () => number }): Disposable {
