@@ -1,4 +1,4 @@
-// timeout: 1200 s
+// timeout: 1600 s
 import { execFile } from 'node:child_process'
 import { chmod, mkdir, readdir, readFile, readlink } from 'node:fs/promises'
 import { basename, join } from 'node:path'
