@@ -25,7 +25,7 @@ export class PieceStore implements AsyncDisposable {
   readonly #seen: Bitfield
   #saving: Promise<void> = Promise.resolve()
   #unsaved = false
-  /** Written since the last save began. */
+  /** Written since a save was last asked for. */
   unsavedBytes = 0
 
   private constructor(o: {
@@ -159,6 +159,7 @@ export class PieceStore implements AsyncDisposable {
 
   /** Syncs the data, then records it. Calls line up. */
   save(): Promise<void> {
+    this.unsavedBytes = 0
     const next = this.#saving.catch(() => {}).then(() => this.#saveOnce())
     this.#saving = next
     return next
@@ -168,7 +169,6 @@ export class PieceStore implements AsyncDisposable {
     if (!this.#unsaved) return
     const stateFile = this.#stateFile
     this.#unsaved = false
-    this.unsavedBytes = 0
     // the bits as they are before the sync: what is written during it is not promised
     const pieces = new Bitfield(this.pieces.size)
     for (let i = 0; i < pieces.size; i++) if (this.pieces.has(i)) pieces.add(i)

@@ -36,6 +36,7 @@ export async function get(torrentPath: string, options: GetOptions): Promise<voi
   if (options.json) console.log(JSON.stringify({ done: true, seconds: seconds(), ...swarm.stats() }))
   else console.error(`${torrent.name} is there and verified, after ${seconds()} s`)
   if (!options.keepSeeding) return
+  // as main.ts does, now that the code of a whole download is compiled
   flushCompileCache()
   await aborted(signal)
 }
